@@ -1,0 +1,311 @@
+"""L∞ attacks on images in [0, 1], true and as the paper's released code runs them, and accuracy against ε.
+
+Every attack is called as ``attack(model, images, labels, epsilon=…)`` and returns adversarial images. The
+attacks that take one gradient (:func:`fgsm`, :func:`released_fgsm`, :func:`released_pgd`) also take several
+radii at once, a tensor of shape (E,), and return a leading axis of that length for one gradient's cost.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isorepro.errors import InputError
+from isorepro.losses import Form, isometry, pairwise_distances
+from isorepro.models import Stack
+
+Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""What an attack ascends: (model, images (B, …), labels (B,)) → (scalar, logits (B, classes))."""
+
+
+class Attack(Protocol):
+    """An attack with everything fixed but its target and its radius."""
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
+        """Return adversarial images of the shape of ``images``."""
+        ...
+
+
+class OneGradientAttack(Protocol):
+    """An attack that moves along one direction, so that several radii cost one gradient."""
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: Tensor) -> Tensor:
+        """Return adversarial images (E, B, …) for radii (E,)."""
+        ...
+
+
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascend the cross-entropy, summed so that the examples of a batch do not scale each other's gradient."""
+    logits = model(images)
+    return functional.cross_entropy(logits, labels, reduction="sum"), logits
+
+
+def released_objective(clean: Tensor, *, beta: float, K: float, form: Form) -> Objective:
+    """Return the objective of the released attacks: the training loss itself, isometry term included.
+
+    That is the mean cross-entropy of the batch plus the isometry term between the attacked images'
+    representations and the distances of the clean batch, which stay fixed.
+
+    Args:
+        clean: the batch before the attack, (B, …).
+        beta, K, form: of the attacked network's training; β = 0 leaves the cross-entropy.
+    """
+    distances = pairwise_distances(clean)
+
+    def objective(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(model, Stack):
+            raise InputError(f"the released attacks need a Stack's representation, not {type(model).__name__}")
+        representation, logits = model.levels(images)[-1]
+        loss = functional.cross_entropy(logits, labels)
+        if beta:
+            loss = loss + isometry(representation, distances, labels, beta=beta, K=K, form=form)
+        return loss, logits
+
+    return objective
+
+
+def input_gradient(
+    objective: Objective, model: nn.Module, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the objective's gradient with respect to the images, and the logits there: (B, …), (B, classes)."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        value, logits = objective(model, images, labels)
+        (gradient,) = torch.autograd.grad(value, images)
+    return gradient, logits.detach()
+
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    objective: Objective = cross_entropy,
+) -> Tensor:
+    """Fast gradient sign method: one step of length ε along the sign of the gradient (Goodfellow et al. 2015).
+
+    Args:
+        model: images (B, …) → logits (B, classes).
+        images: (B, …) in [0, 1].
+        labels: (B,), int64.
+        epsilon: L∞ radius ≥ 0, or radii of shape (E,).
+        objective: what to ascend.
+
+    Returns:
+        Adversarial images in [0, 1], shape (B, …), or (E, B, …) for several radii.
+
+    Raises:
+        InputError: images outside [0, 1] or a negative radius.
+    """
+    radii = _checked_radii(epsilon, images)
+    gradient, _ = input_gradient(objective, model, images, labels)
+    return (images + radii * gradient.sign()).clamp(0, 1)
+
+
+def released_fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    beta: float,
+    K: float,
+    form: Form,
+) -> Tensor:
+    """FGSM as the released code runs it: it ascends cross-entropy + β · isometry of the batch it is given.
+
+    Its result depends on the batch; the release takes batches of 100. Arguments as in :func:`fgsm` and
+    :func:`released_objective`.
+    """
+    objective = released_objective(images, beta=beta, K=K, form=form)
+    return fgsm(model, images, labels, epsilon=epsilon, objective=objective)
+
+
+def released_pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    beta: float,
+    K: float,
+    form: Form,
+    steps: int = 10,
+    ball: float | None = 0.5,
+) -> Tensor:
+    """The released "PGD": each of its steps re-uses the gradient at the clean images.
+
+    From November 2022 on it takes ten steps of length ε in a ball of radius 0.5 whatever ε is, and so moves
+    as far as FGSM with radius min(10 ε, 0.5). In September 2022 the ball was ε itself (``ball=None``), which
+    is FGSM. Other arguments as in :func:`released_fgsm`.
+
+    Args:
+        steps: number of steps of length ε.
+        ball: radius of the ball projected on; None for ε.
+    """
+    radii = _checked_radii(epsilon, images)
+    objective = released_objective(images, beta=beta, K=K, form=form)
+    direction = input_gradient(objective, model, images, labels)[0].sign()
+    limit = radii if ball is None else torch.full_like(radii, ball)
+    moved = images
+    for _ in range(steps):
+        offset = torch.clamp(moved + radii * direction - images, -limit, limit)
+        moved = (images + offset).clamp(0, 1)
+    return moved
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    steps: int = 40,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    seed: int = 0,
+    objective: Objective = cross_entropy,
+    batch_size: int = 500,
+) -> Tensor:
+    """Projected gradient ascent by signs (Madry et al. 2018), each gradient taken at the moved point.
+
+    An image that fools the network stays where it is and costs no further step, so the result is at least as
+    strong as the last iterate of the same path.
+
+    Args:
+        model: images (B, …) → logits (B, classes).
+        images: (N, …) in [0, 1], any number.
+        labels: (N,), int64.
+        epsilon: L∞ radius ≥ 0.
+        steps: gradient steps from each start, ≥ 1.
+        step_size: length of a step, > 0; None for 2.5 ε / steps, enough to cross the ball.
+        restarts: number of starts, ≥ 1, each for the images that withstood the ones before.
+        random_start: start at a uniform point of the ball, else at the image.
+        seed: seed of the starts.
+        objective: what to ascend; a sum over examples.
+        batch_size: images per gradient; changes the cost and, but for rounding, not the result.
+
+    Returns:
+        Adversarial images in [0, 1] and within ε of ``images``, same shape.
+
+    Raises:
+        InputError: images outside [0, 1], or a radius, step or count out of range.
+    """
+    _checked_radii(epsilon, images)
+    if steps < 1 or restarts < 1:
+        raise InputError(f"pgd: steps and restarts must be at least 1, not {steps} and {restarts}")
+    if step_size is not None and step_size <= 0:
+        raise InputError(f"pgd: step_size must be above 0, not {step_size}")
+    step_size = 2.5 * epsilon / steps if step_size is None else step_size
+    generator = torch.Generator().manual_seed(seed)
+    lower, upper = (images - epsilon).clamp(0, 1), (images + epsilon).clamp(0, 1)
+    moved = images.clone()
+    standing = torch.arange(len(images), device=images.device)
+    for _ in range(restarts):
+        if random_start:
+            offset = torch.empty(images.shape).uniform_(-epsilon, epsilon, generator=generator).to(images)
+            moved[standing] = torch.clamp(images + offset, lower, upper)[standing]
+        else:
+            moved[standing] = images[standing]
+        for _ in range(steps):
+            survivors = []
+            for batch in standing.split(batch_size):
+                point = moved[batch]
+                gradient, logits = input_gradient(objective, model, point, labels[batch])
+                correct = logits.argmax(1) == labels[batch]
+                kept = batch[correct]
+                stepped = point[correct] + step_size * gradient[correct].sign()
+                moved[kept] = torch.clamp(stepped, lower[kept], upper[kept])
+                survivors.append(kept)
+            standing = torch.cat(survivors)
+        standing = standing[correct_predictions(model, moved[standing], labels[standing])]
+    return moved
+
+
+@torch.no_grad()
+def correct_predictions(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
+    """Return which images the model classifies correctly: (N, …), (N,) → (N,) bool."""
+    pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    return torch.cat([model(x).argmax(1) == y for x, y in pairs])
+
+
+def accuracy_curve(
+    attack: OneGradientAttack,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Sequence[float],
+    *,
+    batch_size: int = 100,
+) -> Tensor:
+    """Attack each image at each radius by an attack that takes one gradient for all radii.
+
+    Args:
+        attack: called on batches of ``batch_size`` with all radii at once.
+        model: images (B, …) → logits (B, classes).
+        images: (N, …) in [0, 1].
+        labels: (N,), int64.
+        epsilons: E radii in any order.
+        batch_size: images of a batch; the released attacks depend on it and take 100.
+
+    Returns:
+        (E, N) bool: which attacked images are classified correctly.
+    """
+    radii = torch.tensor(epsilons, dtype=images.dtype, device=images.device)
+    columns = []
+    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        attacked = attack(model, x, y, epsilon=radii)
+        rows = correct_predictions(model, attacked.flatten(0, 1), y.repeat(len(radii)))
+        columns.append(rows.view(len(radii), len(y)))
+    return torch.cat(columns, dim=1)
+
+
+def nested_accuracy_curve(
+    attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, epsilons: Sequence[float]
+) -> Tensor:
+    """Attack at growing radii, each time only the images that no smaller ball has fooled.
+
+    The balls of one image are nested, so an adversarial image of a smaller ball counts in every larger one:
+    the curve falls by construction, and a radius costs only the images still standing. An image that is
+    misclassified without attack counts as fooled at every radius.
+
+    Args:
+        attack: called once per radius with all images still standing.
+        model: images (B, …) → logits (B, classes).
+        images: (N, …) in [0, 1].
+        labels: (N,), int64.
+        epsilons: E radii, strictly increasing.
+
+    Returns:
+        (E, N) bool: which images no ball up to that radius has fooled.
+
+    Raises:
+        InputError: radii that do not increase.
+    """
+    if any(larger <= smaller for smaller, larger in zip(epsilons, epsilons[1:], strict=False)):
+        raise InputError(f"epsilons: must increase strictly for balls that nest, not {list(epsilons)}")
+    standing = correct_predictions(model, images, labels)
+    rows = []
+    for epsilon in epsilons:
+        index = standing.nonzero().squeeze(1)
+        if len(index):
+            attacked = attack(model, images[index], labels[index], epsilon=epsilon)
+            standing = standing.clone()
+            standing[index] = correct_predictions(model, attacked, labels[index])
+        rows.append(standing)
+    return torch.stack(rows)
+
+
+def _checked_radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
+    """Return the radii shaped to broadcast over the images: () or (E, 1, …)."""
+    if len(images) and not (float(images.min()) >= 0 and float(images.max()) <= 1):
+        low, high = float(images.min()), float(images.max())
+        raise InputError(f"images: values must lie in [0, 1], not in [{low:g}, {high:g}]")
+    radii = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
+    if not bool((radii >= 0).all()):
+        raise InputError(f"epsilon: must be at least 0, not {float(radii.min()):g}")
+    return radii.view(-1, *[1] * images.dim()) if radii.dim() else radii

@@ -1,0 +1,58 @@
+"""Progress with a time estimate: a bar on a terminal, plain lines elsewhere, a file for a runner that listens."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+CHANNEL = "ISOREPRO_PROGRESS"
+"""Environment variable naming the file to which a notebook's kernel appends lines for the runner to show."""
+
+LINE_EVERY = 5.0
+"""Least seconds between two plain lines."""
+
+
+def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
+    """Yield the items as they come, telling how many of ``total`` are done and how long the rest may take."""
+    if CHANNEL in os.environ:
+        yield from _in_lines(items, total, what, _append_to_channel)
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=what)
+    else:
+        yield from _in_lines(items, total, what, say)
+
+
+def say(line: str) -> None:
+    """Print one line on standard error at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as ``minutes:seconds``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def _in_lines(
+    items: Iterable[Item], total: int, what: str, emit: Callable[[str], None]
+) -> Iterator[Item]:
+    started = last = time.monotonic()
+    emit(f"{what}: 0/{total}")
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if done == total or now - last >= LINE_EVERY:
+            last, gone = now, now - started
+            rest = f", about {clock(gone / done * (total - done))} left" if done < total else ""
+            emit(f"{what}: {done}/{total}, {clock(gone)} gone{rest}")
+
+
+def _append_to_channel(line: str) -> None:
+    with Path(os.environ[CHANNEL]).open("a") as file:
+        file.write(line + "\n")

@@ -1,0 +1,48 @@
+"""Seeds are the unit of uncertainty: means over seeds with 95 % intervals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+
+def seed_interval(values: Sequence[float] | pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean over seeds and the ends of its Student t interval.
+
+    Args:
+        values: one finite number per seed, at least one.
+        confidence: coverage in (0, 1).
+
+    Returns:
+        (mean, low, high); with a single seed the ends are NaN, since one value has no spread.
+    """
+    sample = np.asarray(values, dtype=float)
+    mean = float(sample.mean())
+    if len(sample) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample)))
+    return mean, mean - half, mean + half
+
+
+def over_seeds(
+    table: pd.DataFrame, value: str, by: Sequence[str], bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> pd.DataFrame:
+    """Summarise a tidy table over its ``seed`` column.
+
+    Args:
+        table: one row per measurement, with columns ``seed``, ``value`` and those in ``by``.
+        value: name of the measured column.
+        by: columns that tell the measurements of one seed apart, in the order wanted.
+        bounds: range of the measure; the interval's ends are clipped to it, e.g. (0, 1) for an accuracy.
+
+    Returns:
+        One row per combination of ``by``, in order of appearance: its columns, ``mean``, ``low``, ``high``
+        (95 % interval) and ``seeds`` (their number).
+    """
+    rows = []
+    for key, group in table.groupby(list(by), sort=False, observed=True):
+        mean, low, high = seed_interval(group[value])
+        ends = np.clip([low, high], *bounds)
+        rows.append((*key, mean, *ends, len(group)))
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds"])

@@ -1,0 +1,272 @@
+"""Many configurations in parallel: each network trained once, each measurement made once, both kept.
+
+A result is kept under a key made of its configuration and of the source that computes it: a changed
+configuration or a changed line of numerical code is computed anew, an edit to a plot, a comment or a
+docstring is not. What is finished is written at once; an interrupted sweep goes on from there.
+"""
+
+import ast
+import hashlib
+import inspect
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import safetensors
+import safetensors.torch
+import torch
+
+from isorepro import paths
+from isorepro.errors import InputError, unknown
+from isorepro.models import Stack
+from isorepro.progress import say, track
+from isorepro.training import TrainedModel, TrainingConfig, train
+
+JOBS = "ISOREPRO_JOBS"
+"""Environment variable: default number of worker processes."""
+
+PACKAGE = Path(__file__).parent
+NUMERICAL_LIBRARIES = ("numpy", "scikit-learn", "scipy", "torch", "torchvision")
+NOT_NUMERICAL = ("errors", "paths")
+"""Modules that numerical ones import but that change no number."""
+
+
+def grid(base: TrainingConfig, **values: Sequence[Any]) -> list[TrainingConfig]:
+    """Return ``base`` with every combination of the given fields, the last field varying fastest.
+
+    Raises:
+        InputError: an unknown field or a value it does not allow.
+    """
+    for name in values:
+        if name not in TrainingConfig.model_fields:
+            raise unknown("field of TrainingConfig", name, TrainingConfig.model_fields)
+    return [
+        TrainingConfig(**base.model_dump() | dict(zip(values, combination, strict=True)))
+        for combination in itertools.product(*values.values())
+    ]
+
+
+def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> list[TrainedModel]:
+    """Return the trained network of each config, in order; those not yet kept are trained in parallel.
+
+    Args:
+        configs: any number; equal ones are trained once.
+        jobs: worker processes; None takes ISOREPRO_JOBS, else every processor (one worker on a GPU).
+    """
+    keys = [model_key(config) for config in configs]
+    models = {key: kept for key in dict.fromkeys(keys) if (kept := _read_model(_model_path(key)))}
+    todo = {key: config for key, config in zip(keys, configs, strict=True) if key not in models}
+    tasks = {key: (train, (config,), {}) for key, config in todo.items()}
+    for key, model in _run(tasks, jobs, kept=len(models), what="networks trained"):
+        _write_model(_model_path(key), model)
+        models[key] = model
+    # Configs of one identity share a network; each gets it back under the config that was asked for.
+    return [
+        TrainedModel(config, models[key].model, models[key].history, models[key].seconds)
+        for key, config in zip(keys, configs, strict=True)
+    ]
+
+
+def measure(
+    models: Sequence[TrainedModel],
+    function: Callable[..., pd.DataFrame],
+    *,
+    jobs: int | None = None,
+    **parameters: Any,
+) -> pd.DataFrame:
+    """Apply a measurement to every network, in parallel where not yet kept, and stack the tidy tables.
+
+    Args:
+        models: at least one network.
+        function: a function of a module, called as ``function(model, **parameters)``.
+        jobs: as in :func:`train_all`.
+        parameters: its keyword arguments: numbers, strings, lists and dicts of them, None.
+
+    Returns:
+        The tables in order of the models, with the config's form, K, beta, seed and whichever other fields
+        differ between the models as first columns.
+
+    Raises:
+        InputError: no networks, a function that no module holds, or a parameter that is not plain data.
+    """
+    if not models:
+        raise InputError("measure: needs at least one network, not an empty list")
+    keys = [_measure_key(model.config, function, parameters) for model in models]
+    tables = {key: kept for key in dict.fromkeys(keys) if (kept := _read_table(_table_path(key))) is not None}
+    todo = {key: model for key, model in zip(keys, models, strict=True) if key not in tables}
+    tasks = {key: (function, (model,), parameters) for key, model in todo.items()}
+    for key, table in _run(tasks, jobs, kept=len(tables), what=f"networks measured ({function.__name__})"):
+        tables[key] = _write_table(_table_path(key), table)
+    configs = pd.DataFrame([model.config.model_dump() for model in models])
+    always = {"form", "K", "beta", "seed"}
+    named = configs[[name for name in configs if name in always or configs[name].nunique(dropna=False) > 1]]
+    stacked = pd.concat([tables[key] for key in keys], keys=range(len(keys)), names=["model", None])
+    position = stacked.index.get_level_values("model")
+    return pd.concat([named.loc[position].reset_index(drop=True), stacked.reset_index(drop=True)], axis=1)
+
+
+def model_key(config: TrainingConfig) -> str:
+    """Return the key under which the trained network of a config is kept."""
+    return _digest(config.identity(), source_fingerprint("isorepro.training"))
+
+
+def source_fingerprint(module: str, package: Path = PACKAGE) -> str:
+    """Return a digest of the code of one module of the package and of all it imports from the package.
+
+    Comments, docstrings and layout do not count; the versions of the numerical libraries do.
+
+    Args:
+        module: its dotted name, such as "isorepro.training".
+        package: the folder of the package.
+    """
+    code: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop().partition(".")[2].partition(".")[0]
+        path = package / f"{name}.py"
+        if name in code or name in NOT_NUMERICAL or not path.is_file():
+            continue
+        tree = ast.parse(path.read_text())
+        todo += _imports_from(tree, package.name)
+        code[name] = _code_of(tree)
+    versions = {name: version(name) for name in NUMERICAL_LIBRARIES}
+    return _digest(dict(sorted(code.items())), versions)
+
+
+def _imports_from(tree: ast.Module, package: str) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in names if name.startswith(f"{package}.")]
+
+
+def _code_of(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _measure_key(config: TrainingConfig, function: Callable[..., Any], parameters: dict[str, Any]) -> str:
+    name = f"{function.__module__}.{function.__qualname__}"
+    if function.__module__ == "__main__" or "<" in function.__qualname__:
+        raise InputError(f"measure: {name} must be a function of a module, so that its results can be kept")
+    if function.__module__.startswith("isorepro."):
+        source = source_fingerprint(function.__module__)
+    else:
+        everything = sorted(path.stem for path in PACKAGE.glob("*.py"))
+        source = _digest(
+            Path(inspect.getfile(function)).read_text(), [source_fingerprint(f"isorepro.{m}") for m in everything]
+        )
+    try:
+        return _digest(model_key(config), name, parameters, source)
+    except TypeError as error:
+        raise InputError(f"measure: the parameters of {name} must be plain data: {error}") from None
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+def _run(tasks: dict[str, Task], jobs: int | None, *, kept: int, what: str) -> Iterator[tuple[str, Any]]:
+    """Yield (key, result) of each task as it finishes."""
+    if not tasks:
+        return
+    if jobs is None:
+        jobs = int(os.environ.get(JOBS, 1 if torch.cuda.is_available() else joblib.cpu_count()))
+    if jobs < 1:
+        raise InputError(f"jobs: must be at least 1, not {jobs}")
+    parallel = joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")
+    finished = parallel(joblib.delayed(_one_thread)(key, *task) for key, task in tasks.items())
+    yield from track(finished, total=len(tasks), what=f"{what}, {kept} kept from before" if kept else what)
+
+
+def _one_thread(
+    key: str, function: Callable[..., Any], args: tuple[Any, ...], parameters: dict[str, Any]
+) -> tuple[str, Any]:
+    # One thread whatever the number of workers: sums are split by thread, so the bits depend on it.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return key, function(*args, **parameters)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _model_path(key: str) -> Path:
+    return paths.output() / "cache" / "models" / f"{key}.safetensors"
+
+
+def _table_path(key: str) -> Path:
+    return paths.output() / "cache" / "tables" / f"{key}.json"
+
+
+def _write_model(path: Path, trained: TrainedModel) -> None:
+    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    about = json.dumps(
+        {
+            "config": trained.config.model_dump(),
+            "architecture": trained.model.architecture,
+            "history": trained.history.to_dict("list"),
+            "seconds": trained.seconds,
+        }
+    )
+    metadata = {"about": about, "sha256": _state_digest(state, about)}
+    paths.write_atomically(path, safetensors.torch.save(state, metadata))
+
+
+def _read_model(path: Path) -> TrainedModel | None:
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata()
+        if metadata["sha256"] != _state_digest(state, metadata["about"]):
+            raise ValueError("its digest does not match its content")
+        about = json.loads(metadata["about"])
+        with torch.random.fork_rng(devices=[]):
+            model = Stack(**about["architecture"])
+        model.load_state_dict(state)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        say(f"the kept network {path} is damaged and is trained again ({error})")
+        return None
+    config = TrainingConfig(**about["config"])
+    return TrainedModel(config, model.eval(), pd.DataFrame(about["history"]), about["seconds"])
+
+
+def _state_digest(state: dict[str, torch.Tensor], about: str) -> str:
+    return hashlib.sha256(safetensors.torch.save(state) + about.encode()).hexdigest()
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Write a table and return it as it will be read, so that kept and fresh results are the same."""
+    columns = json.dumps(table.to_dict("list"))
+    envelope = {"sha256": hashlib.sha256(columns.encode()).hexdigest(), "columns": columns}
+    paths.write_atomically(path, json.dumps(envelope))
+    return pd.DataFrame(json.loads(columns))
+
+
+def _read_table(path: Path) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    try:
+        envelope = json.loads(path.read_text())
+        if hashlib.sha256(envelope["columns"].encode()).hexdigest() != envelope["sha256"]:
+            raise ValueError("its digest does not match its content")
+        return pd.DataFrame(json.loads(envelope["columns"]))
+    except (ValueError, KeyError, TypeError) as error:
+        say(f"the kept table {path} is damaged and is measured again ({error})")
+        return None
