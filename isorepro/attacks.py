@@ -5,6 +5,7 @@ attacks that take one gradient (:func:`fgsm`, :func:`released_fgsm`, :func:`rele
 radii at once, a tensor of shape (E,), and return a leading axis of that length for one gradient's cost.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -286,7 +287,7 @@ def nested_accuracy_curve(
     Raises:
         InputError: radii that do not increase.
     """
-    if any(larger <= smaller for smaller, larger in zip(epsilons, epsilons[1:], strict=False)):
+    if any(larger <= smaller for smaller, larger in itertools.pairwise(epsilons)):
         raise InputError(f"epsilons: must increase strictly for balls that nest, not {list(epsilons)}")
     standing = correct_predictions(model, images, labels)
     rows = []

@@ -65,9 +65,7 @@ def load(name: str, *, train_size: int | None = None, test_size: int | None = No
     )
 
 
-def stratified_indices(
-    labels: Tensor, size: int | None, *, seed: int, what: str = "size"
-) -> Tensor | slice:
+def stratified_indices(labels: Tensor, size: int | None, *, seed: int, what: str = "size") -> Tensor | slice:
     """Return sorted indices of a random subset that keeps the class shares (to within one example a class).
 
     Args:
@@ -143,8 +141,7 @@ def unpack_verified(archives: Path, target: Path) -> None:
         found = hashlib.sha256(content).hexdigest()
         if found != expected[name]:
             raise DataError(
-                f"{path} is damaged or altered: SHA-256 expected {expected[name]}, found {found}: "
-                f"{_restore(path)}"
+                f"{path} is damaged or altered: SHA-256 expected {expected[name]}, found {found}: {_restore(path)}"
             )
         if not (unpacked.is_file() and _sha256(unpacked) == expected[unpacked.name]):
             paths.write_atomically(unpacked, gzip.decompress(content))

@@ -39,9 +39,7 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def _in_lines(
-    items: Iterable[Item], total: int, what: str, emit: Callable[[str], None]
-) -> Iterator[Item]:
+def _in_lines(items: Iterable[Item], total: int, what: str, emit: Callable[[str], None]) -> Iterator[Item]:
     started = last = time.monotonic()
     emit(f"{what}: 0/{total}")
     for done, item in enumerate(items, start=1):

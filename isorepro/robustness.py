@@ -1,4 +1,4 @@
-"""Accuracy of trained networks under every attack protocol, as tidy tables."""
+"""Accuracy of trained networks under every attack protocol, as tidy tables, and what the book reads off them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,10 +6,16 @@ from functools import partial
 import pandas as pd
 import torch
 
-from isorepro import attacks, data
+from isorepro import attacks, data, stats
+from isorepro.errors import InputError
 from isorepro.training import TrainedModel, resolve_device
 
-PROTOCOLS = ("as released", "corrected")
+CLEAN, FGSM, PGD, ONE_GRADIENT_PGD = "no attack", "FGSM", "PGD", "one-gradient PGD"
+RELEASED, CORRECTED = "as released", "corrected"
+
+ATTACK_LIMIT = 0.5
+"""From this L∞ radius on every image in [0, 1] can become uniform grey, so that no classifier can beat chance
+(Carlini et al. 2019, section 5.2); accuracy above chance there shows that the attack failed."""
 
 
 def curves(
@@ -17,69 +23,167 @@ def curves(
 ) -> pd.DataFrame:
     """Measure the classification rate against ε under four attacks.
 
-    "as released": FGSM and "PGD" ascend the training loss, isometry term included, in batches of 100
-    (:func:`isorepro.attacks.released_fgsm`, :func:`isorepro.attacks.released_pgd`). "corrected": FGSM and
-    PGD ascend the cross-entropy alone; for PGD an image fooled in a smaller ball counts in the larger ones.
+    "as released": FGSM and the one-gradient PGD ascend the training loss, isometry term included, in batches
+    of 100. "corrected": FGSM and PGD ascend the cross-entropy alone; for PGD an image fooled in a smaller ball
+    counts as fooled in the larger ones.
 
     Args:
         trained: the network.
         epsilons: L∞ radii on pixels in [0, 1], strictly increasing.
-        pgd_steps: steps of the true PGD.
+        pgd_steps: steps of PGD.
         test_size: size of the stratified test subset; None takes all.
 
     Returns:
-        One row per protocol, attack and radius: protocol, attack ("clean", "FGSM", "PGD"), epsilon,
-        accuracy in [0, 1], images (their number). The clean accuracy is a row of each protocol at ε = 0.
+        One row per protocol, attack and radius: protocol, attack, epsilon, accuracy in [0, 1], and images (how
+        many). The clean accuracy is a row of each protocol at ε = 0.
     """
     device = resolve_device(trained.config.device)
     dataset = data.load(trained.config.dataset, test_size=test_size).to(device)
     model, images, labels = trained.model.to(device), dataset.test_inputs, dataset.test_labels
     config = trained.config
-    released = {"beta": config.beta, "K": config.K, "form": config.form}
-    one_gradient = partial(attacks.accuracy_curve, model=model, images=images, labels=labels, epsilons=epsilons)
+    isometry = {"beta": config.beta, "K": config.K, "form": config.form}
+    released_fgsm = partial(attacks.released_fgsm, **isometry)
+    released_pgd = partial(attacks.released_pgd, **isometry)
+    pgd = partial(attacks.pgd, steps=pgd_steps)
+    target = model, images, labels, epsilons
     correct = {
-        ("as released", "FGSM"): one_gradient(partial(attacks.released_fgsm, **released)),
-        ("as released", "PGD"): one_gradient(partial(attacks.released_pgd, **released)),
-        ("corrected", "FGSM"): one_gradient(attacks.fgsm),
-        ("corrected", "PGD"): attacks.nested_accuracy_curve(
-            partial(attacks.pgd, steps=pgd_steps), model, images, labels, epsilons
-        ),
+        (RELEASED, FGSM): attacks.accuracy_curve(released_fgsm, *target),
+        (RELEASED, ONE_GRADIENT_PGD): attacks.accuracy_curve(released_pgd, *target),
+        (CORRECTED, FGSM): attacks.accuracy_curve(attacks.fgsm, *target),
+        (CORRECTED, PGD): attacks.nested_accuracy_curve(pgd, *target),
     }
-    clean = attacks.correct_predictions(model, images, labels)
-    rows = [(protocol, "clean", 0.0, float(clean.float().mean())) for protocol in PROTOCOLS]
+    clean = float(attacks.correct_predictions(model, images, labels).double().mean())
+    rows = [(protocol, CLEAN, 0.0, clean) for protocol in (RELEASED, CORRECTED)]
     for (protocol, attack), table in correct.items():
-        accuracies = table.float().mean(1).tolist()
-        rows += [(protocol, attack, epsilon, value) for epsilon, value in zip(epsilons, accuracies, strict=True)]
+        accuracies = table.double().mean(1).tolist()
+        rows += [(protocol, attack, *pair) for pair in zip(epsilons, accuracies, strict=True)]
     columns = ["protocol", "attack", "epsilon", "accuracy"]
     return pd.DataFrame(rows, columns=columns).assign(images=len(images))
 
 
-def examples(trained: TrainedModel, *, epsilon: float, indices: Sequence[int], pgd_steps: int = 40) -> pd.DataFrame:
-    """Attack single test images by FGSM on the cross-entropy and by PGD.
+def examples(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40) -> pd.DataFrame:
+    """Attack the first test image of each class by FGSM on the cross-entropy and by PGD.
 
     Args:
         trained: the network.
         epsilon: L∞ radius.
-        indices: positions of the images in the whole test set.
         pgd_steps: steps of PGD.
 
     Returns:
-        One row per image and attack ("clean", "FGSM", "PGD"): index, attack, epsilon, label, predicted
-        (names of classes), and pixels (the image as a list of rows, values in [0, 1]).
+        One row per attack ("no attack", "FGSM", "PGD") and image: attack, epsilon, index (in the test set),
+        label and predicted (names of classes), pixels (the image as a list of rows, values in [0, 1]).
     """
-    dataset = data.load(trained.config.dataset)
-    model = trained.model.cpu()
-    images, labels = dataset.test_inputs[list(indices)], dataset.test_labels[list(indices)]
+    dataset, model = data.load(trained.config.dataset), trained.model.cpu()
+    indices = [int((dataset.test_labels == label).nonzero()[0]) for label in range(len(dataset.classes))]
+    images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
     attacked = {
-        "clean": images,
-        "FGSM": attacks.fgsm(model, images, labels, epsilon=epsilon),
-        "PGD": attacks.pgd(model, images, labels, epsilon=epsilon, steps=pgd_steps),
+        CLEAN: images,
+        FGSM: attacks.fgsm(model, images, labels, epsilon=epsilon),
+        PGD: attacks.pgd(model, images, labels, epsilon=epsilon, steps=pgd_steps),
     }
     rows = []
     for attack, batch in attacked.items():
         with torch.no_grad():
             predicted = model(batch).argmax(1).tolist()
+        radius = 0.0 if attack == CLEAN else epsilon
         for index, label, guess, image in zip(indices, labels.tolist(), predicted, batch, strict=True):
             names = dataset.classes[label], dataset.classes[guess]
-            rows.append((index, attack, epsilon if attack != "clean" else 0.0, *names, image.squeeze(0).tolist()))
-    return pd.DataFrame(rows, columns=["index", "attack", "epsilon", "label", "predicted", "pixels"])
+            rows.append((attack, radius, index, *names, image.squeeze(0).tolist()))
+    return pd.DataFrame(rows, columns=["attack", "epsilon", "index", "label", "predicted", "pixels"])
+
+
+def nearest_radius(table: pd.DataFrame, epsilon: float) -> float:
+    """Return the measured radius nearest to ``epsilon`` (by ratio) in a table of :func:`curves`.
+
+    Raises:
+        InputError: the table has no radius above 0.
+    """
+    radii = [radius for radius in table["epsilon"].unique() if radius > 0]
+    if not radii:
+        raise InputError("epsilons: at least one radius above 0 is needed")
+    return float(min(radii, key=lambda radius: max(radius / epsilon, epsilon / radius)))
+
+
+def readings(table: pd.DataFrame, epsilon: float) -> pd.DataFrame:
+    """Read the curves at one radius and compare each β with β = 0, seed by seed.
+
+    Args:
+        table: rows of :func:`curves` with their ``beta`` and ``seed``; β = 0 must be among them.
+        epsilon: the nearest measured radius is read; the clean accuracy is read as well.
+
+    Returns:
+        One row per protocol, attack and β: their columns, epsilon, mean, low and high (accuracy over seeds and
+        its 95 % interval), seeds, gain, gain_low and gain_high (paired difference to β = 0; NaN for β = 0).
+    """
+    by = ["protocol", "attack", "epsilon", "beta"]
+    at = table[table["epsilon"].isin([0.0, nearest_radius(table, epsilon)])]
+    level = stats.over_seeds(at, "accuracy", by, bounds=(0, 1))
+    gain = stats.paired_differences(at, "accuracy", by[:-1], "beta", 0.0).drop(columns="seeds")
+    gain = gain.rename(columns={"mean": "gain", "low": "gain_low", "high": "gain_high"})
+    return level.merge(gain, how="left", on=by)
+
+
+def attack_failures(table: pd.DataFrame, chance: float) -> pd.DataFrame:
+    """Find the curves that stay above chance where no classifier can.
+
+    Args:
+        table: rows of :func:`curves` with their ``beta`` and ``seed``.
+        chance: accuracy of guessing, in (0, 1).
+
+    Returns:
+        One row per protocol and attack: networks (their number) and failed (how many of them keep more than
+        chance at the largest radius from :data:`ATTACK_LIMIT` on); empty if no radius is that large.
+    """
+    reached = table[table["epsilon"] >= ATTACK_LIMIT]
+    reached = reached[reached["epsilon"] == reached["epsilon"].max()]
+    return (
+        reached.assign(failed=reached["accuracy"] > chance)
+        .groupby(["protocol", "attack"], sort=False)["failed"]
+        .agg(networks="size", failed="sum")
+        .reset_index()
+    )
+
+
+def key_numbers(table: pd.DataFrame, *, epsilon: float, epsilon_broken: float) -> dict[str, float]:
+    """Return the numbers that the pages' prose quotes.
+
+    Args:
+        table: rows of :func:`curves` with their ``beta`` and ``seed``.
+        epsilon: radius at which networks are compared.
+        epsilon_broken: radius from which PGD is expected to fool every network.
+
+    Returns:
+        ``epsilon`` and ``epsilon_broken`` (the measured radii used); for each of ``clean``, ``released_fgsm``,
+        ``released_pgd``, ``fgsm`` and ``pgd``: ``…_ce`` (mean accuracy at β = 0), ``…_best`` and ``…_beta``
+        (highest mean of the other β, and that β), ``…_gain``, ``…_gain_low`` and ``…_gain_high`` (its paired
+        difference to β = 0 with a 95 % interval); ``pgd_broken`` (highest accuracy of any one network under
+        PGD from ``epsilon_broken`` on).
+
+    Raises:
+        InputError: the table has no β = 0, or no other β.
+    """
+    read = readings(table, epsilon)
+    numbers = {
+        "epsilon": nearest_radius(table, epsilon),
+        "epsilon_broken": nearest_radius(table, epsilon_broken),
+    }
+    curves_read = {
+        "clean": (CORRECTED, CLEAN),
+        "released_fgsm": (RELEASED, FGSM),
+        "released_pgd": (RELEASED, ONE_GRADIENT_PGD),
+        "fgsm": (CORRECTED, FGSM),
+        "pgd": (CORRECTED, PGD),
+    }
+    for name, (protocol, attack) in curves_read.items():
+        rows = read[(read["protocol"] == protocol) & (read["attack"] == attack)]
+        others = rows[rows["beta"] > 0]
+        if others.empty or len(others) == len(rows):
+            raise InputError("betas: must hold 0 and at least one weight above 0 to be compared with it")
+        best = others.loc[others["mean"].idxmax()]
+        numbers[f"{name}_ce"] = float(rows.loc[rows["beta"] == 0, "mean"].item())
+        numbers[f"{name}_best"] = float(best["mean"])
+        for column in ("beta", "gain", "gain_low", "gain_high"):
+            numbers[f"{name}_{column}"] = float(best[column])
+    broken = table[(table["attack"] == PGD) & (table["epsilon"] >= numbers["epsilon_broken"])]
+    numbers["pgd_broken"] = float(broken["accuracy"].max())
+    return numbers

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from isorepro.errors import InputError
+
 
 def seed_interval(values: Sequence[float] | pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
     """Return the mean over seeds and the ends of its Student t interval.
@@ -46,3 +48,32 @@ def over_seeds(
         ends = np.clip([low, high], *bounds)
         rows.append((*key, mean, *ends, len(group)))
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds"])
+
+
+def paired_differences(
+    table: pd.DataFrame, value: str, by: Sequence[str], column: str, baseline: float | str
+) -> pd.DataFrame:
+    """Compare each setting with a baseline seed by seed.
+
+    Args:
+        table: one row per measurement, with columns ``seed``, ``value``, ``column`` and those in ``by``.
+        value: name of the measured column.
+        by: columns whose values must agree between the two rows compared.
+        column: the column that tells setting from baseline, such as "beta".
+        baseline: its value for the baseline; each seed and combination of ``by`` must have it once.
+
+    Returns:
+        As :func:`over_seeds` by ``by`` and ``column``: the mean over seeds of setting − baseline and its 95 %
+        interval; the baseline itself is left out.
+
+    Raises:
+        InputError: the table has no row of the baseline for some seed.
+    """
+    keys = ["seed", *by]
+    reference = table[table[column] == baseline].set_index(keys)[value]
+    others = table[table[column] != baseline]
+    wanted = pd.MultiIndex.from_frame(others[keys])
+    if not wanted.isin(reference.index).all():
+        raise InputError(f"{column}: every seed needs the baseline {baseline!r} to be compared with")
+    differences = others.assign(difference=others[value].to_numpy() - reference.loc[wanted].to_numpy())
+    return over_seeds(differences, "difference", [*by, column])

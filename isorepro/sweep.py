@@ -165,7 +165,8 @@ def _measure_key(config: TrainingConfig, function: Callable[..., Any], parameter
     else:
         everything = sorted(path.stem for path in PACKAGE.glob("*.py"))
         source = _digest(
-            Path(inspect.getfile(function)).read_text(), [source_fingerprint(f"isorepro.{m}") for m in everything]
+            Path(inspect.getfile(function)).read_text(),
+            [source_fingerprint(f"isorepro.{m}") for m in everything],
         )
     try:
         return _digest(model_key(config), name, parameters, source)

@@ -168,5 +168,7 @@ def step(
 @torch.no_grad()
 def clean_accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Return the share of examples classified correctly, in [0, 1]: inputs (N, …), labels (N,)."""
-    correct = [(model(x).argmax(1) == y).sum() for x, y in zip(inputs.split(1000), labels.split(1000), strict=True)]
+    correct = [
+        (model(x).argmax(1) == y).sum() for x, y in zip(inputs.split(1000), labels.split(1000), strict=True)
+    ]
     return float(sum(correct)) / len(labels)

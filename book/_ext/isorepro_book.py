@@ -1,0 +1,75 @@
+"""Sphinx extension of the book: numbers and figures of the run, and a MathJax that lies on disk."""
+
+import json
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.fileutil import copy_asset_file
+
+
+class Number(SphinxRole):
+    """``{number}`notebook:name:format` ``: a number a notebook left in its ``numbers.json``.
+
+    A missing notebook or name, or a format that does not fit, is a warning, which stops a strict build.
+    """
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return the formatted number as text."""
+        notebook, _, rest = self.text.partition(":")
+        name, _, form = rest.partition(":")
+        path = Path(self.env.srcdir) / "results" / notebook / "numbers.json"
+        self.env.note_dependency(str(path))
+        try:
+            text = format(json.loads(path.read_text())[name], form)
+        except (OSError, KeyError, ValueError) as error:
+            message = f"no number '{self.text}' among the results: {error!r}"
+            return [], [self.inliner.reporter.warning(message, line=self.lineno)]
+        return [nodes.Text(text)], []
+
+
+class RunFigure(SphinxDirective):
+    """``{run-figure} notebook/name``: a figure that a notebook made, with caption, links and data."""
+
+    required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {"bare": directives.flag}
+
+    def run(self) -> list[nodes.Node]:
+        """Return the figure's HTML, its links made relative to this page."""
+        path = Path(self.env.srcdir) / "results" / f"{self.arguments[0]}.html"
+        self.env.note_dependency(str(path))
+        try:
+            markup = path.read_text()
+        except OSError:
+            return [
+                self.state_machine.reporter.warning(f"no figure {path.name} among the results", line=self.lineno)
+            ]
+        up = "../" * self.env.docname.count("/")
+        return [nodes.raw("", markup.replace('href="../results/', f'href="{up}results/'), format="html")]
+
+
+def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
+    """Copy MathJax's one script and its fonts beside the static files."""
+    if error or app.builder.format != "html":
+        return
+    for file in distribution("sphinx-mathjax-offline").files or []:
+        _, found, inner = file.as_posix().partition("static/mathjax/")
+        if found and (inner == "tex-chtml.js" or inner.endswith(".woff")):
+            target = Path(app.outdir) / "_static" / "mathjax" / inner
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_asset_file(str(file.locate()), str(target))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    # The Jupyter Book extension sets these two values, which their own extensions, left out here, declare.
+    app.add_config_value("thebe_config", {}, "html")
+    app.add_config_value("comments_config", {}, "html")
+    app.add_role("number", Number())
+    app.add_directive("run-figure", RunFigure)
+    app.connect("build-finished", copy_mathjax)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

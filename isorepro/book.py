@@ -1,0 +1,132 @@
+"""Build the book of a run: the prose, the executed notebooks and their results, as pages that need no network."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from isorepro import paths
+from isorepro.errors import NotebookError
+from isorepro.progress import say
+from isorepro.runner import Plan, parameters
+
+SOURCES = paths.ROOT / "book"
+
+
+def build(planned: Plan) -> Path:
+    """Build the book of a finished run, if anything in it changed; return its front page.
+
+    Args:
+        planned: the plan of the run, all its notebooks executed.
+
+    Raises:
+        NotebookError: Sphinx warned or failed; the book built before stays.
+    """
+    draft = planned.folder / ".running" / "book"
+    shutil.rmtree(draft, ignore_errors=True)
+    assemble(planned, draft)
+    digest = _tree_digest(draft)
+    target, stamp = planned.folder / "book", planned.folder / "records" / "book.digest"
+    index = target / "index.html"
+    if index.is_file() and stamp.is_file() and stamp.read_text() == digest:
+        say("book: up to date")
+        shutil.rmtree(draft)
+        return index
+    say("book: building (about 10 s)")
+    log = planned.folder / "book.log"
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(draft)]
+    command += ["-W", "-n", "--keep-going"]
+    with log.open("wb") as output:
+        status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
+    html = draft / "_build" / "html"
+    if status or not (html / "index.html").is_file():
+        lines = log.read_text(errors="replace").splitlines()
+        first = next((line for line in lines if "WARNING" in line or "ERROR" in line), lines[-1] if lines else "")
+        raise NotebookError(f"the book did not build: {first.strip()} (whole log: {log})")
+    shutil.rmtree(target, ignore_errors=True)
+    html.replace(target)
+    paths.write_atomically(stamp, digest)
+    shutil.rmtree(draft)
+    return index
+
+
+def assemble(planned: Plan, folder: Path) -> None:
+    """Lay out the sources of a run's book in a folder: pages, executed notebooks, library source, results."""
+    shutil.copytree(SOURCES, folder)
+    shutil.copytree(paths.ROOT / "isorepro", folder / "isorepro", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "notebooks").mkdir()
+    for notebook in planned.notebooks:
+        page = nbformat.read(planned.folder / "notebooks" / f"{notebook}.ipynb", as_version=4)
+        record = json.loads((planned.folder / "records" / f"{notebook}.json").read_text())
+        nbformat.write(_as_page(page, notebook, planned, record), folder / "notebooks" / f"{notebook}.ipynb")
+    shutil.copytree(planned.folder / "results", folder / "results")
+    # The results are linked from the pages as files of the site as well.
+    shutil.copytree(planned.folder / "results", folder / "_extra" / "results")
+    config = yaml.safe_load((folder / "_config.yml").read_text())
+    banner = _banner(planned)
+    if banner:
+        config["sphinx"]["config"]["html_theme_options"]["announcement"] = banner
+    (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _banner(planned: Plan) -> str:
+    if planned.overrides:
+        changed = ", ".join(f"{name} = {value}" for name, value in planned.overrides.items())
+        return f"A run with changed parameters ({changed}), profile “{planned.profile}”: not the published book."
+    return {
+        "paper": "",
+        "quick": "Profile “quick”: few seeds and a short grid. The published book is built with profile “paper”.",
+        "smoke": "Profile “smoke”: tiny data, to test the machinery. Its numbers mean nothing.",
+    }.get(planned.profile, f"Profile “{planned.profile}”")
+
+
+def _as_page(
+    notebook: nbformat.NotebookNode, name: str, planned: Plan, record: dict[str, Any]
+) -> nbformat.NotebookNode:
+    """Return the executed notebook as a page: code folded, parameters as a table, and where it came from."""
+    cells = []
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "code":
+            shown = "remove-cell" if {"parameters", "injected-parameters"} & set(tags) else "hide-input"
+            cell.metadata["tags"] = [*tags, shown]
+        cells.append(cell)
+        if "parameters" in tags:
+            cells.append(nbformat.v4.new_markdown_cell(_parameter_table(name, record["parameters"])))
+    cells.append(nbformat.v4.new_markdown_cell(_provenance(name, planned, record)))
+    notebook.cells = cells
+    for cell in cells:
+        cell.pop("id", None)
+    notebook.nbformat_minor = 4
+    return notebook
+
+
+def _parameter_table(notebook: str, values: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| `{found.name}` | `{json.dumps(values[found.name])}` | {found.meaning} |"
+        for found in parameters(notebook).values()
+    )
+    return f":::{{dropdown}} Parameters of this run\n| name | value | meaning |\n|---|---|---|\n{rows}\n:::"
+
+
+def _provenance(notebook: str, planned: Plan, record: dict[str, Any]) -> str:
+    flags = "".join(f" -p {name}={json.dumps(value)}" for name, value in planned.overrides.items())
+    command = f"isorepro reproduce --profile {planned.profile} --only {notebook}{flags}"
+    return (
+        f"---\n\n{{download}}`This page as a notebook <{notebook}.ipynb>` · run with profile "
+        f"`{planned.profile}` in {record['wall_seconds']:.0f} s (processor time {record['cpu_seconds']:.0f} s; "
+        f"networks and measurements kept from an earlier run cost nothing) · again: `{command}`"
+    )
+
+
+def _tree_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size} ".encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,131 @@
+"""The command line: ``isorepro reproduce | list | clean``."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from isorepro import paths
+from isorepro.errors import DataError, InputError, NotebookError
+from isorepro.progress import clock, say
+
+app = typer.Typer(
+    help="Reproduce 'Isometric Representations in Neural Networks Improve Robustness', figure by figure.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def reproduce(
+    profile: Annotated[str, typer.Option(help="How much to run: smoke, quick or paper.")] = "quick",
+    only: Annotated[list[str] | None, typer.Option(help="Run this notebook only; may be repeated.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes [default: one a processor].")] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", help="name=value (YAML), in place of the profile's."),
+    ] = None,
+) -> None:
+    """Run the notebooks of a profile and build the book; what is up to date is not done again."""
+    import time
+
+    from isorepro import book, runner
+
+    started = time.monotonic()
+    planned = runner.plan(profile, _names(only or []), _assignments(parameter or []))
+    say(f"profile '{profile}': {len(planned.notebooks)} notebook(s), results in {_shown(planned.folder)}")
+    runner.run(planned, jobs)
+    if not planned.whole:
+        for notebook in planned.notebooks:
+            print(f"notebook: {_shown(planned.folder / 'notebooks' / notebook)}.ipynb")
+            print(f"results:  {_shown(planned.folder / 'results' / notebook)}")
+        return
+    index = book.build(planned)
+    print(f"done in {clock(time.monotonic() - started)}")
+    print(f"book:     {_shown(index)}")
+    print(f"tables and figures: {_shown(planned.folder / 'results')}")
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    print(f"open it:  {opener} {_shown(index)}   (or: make serve PROFILE={planned.folder.name})")
+
+
+@app.command("list")
+def list_() -> None:
+    """List the profiles, and the notebooks with their parameters."""
+    from isorepro import runner
+
+    for name in runner.profile_names():
+        text = (runner.PROFILES / f"{name}.yml").read_text().splitlines()
+        print(f"profile {name}")
+        for line in text:
+            if not line.startswith("#"):
+                break
+            print(f"  {line.lstrip('# ')}")
+    for name in runner.notebook_names():
+        print(f"notebook {name}")
+        for found in runner.parameters(name).values():
+            print(f"  {found.name}: {found.annotation} = {found.default!r}  {found.meaning}")
+
+
+@app.command()
+def clean(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the kept networks, measurements and unpacked data.")
+    ] = False,
+) -> None:
+    """Delete the runs' products; trained networks and measurements stay unless --all is given."""
+    kept = set() if everything else {"cache", "data"}
+    for path in sorted(paths.output().glob("*")):
+        if path.name not in kept and path.is_dir():
+            shutil.rmtree(path)
+            print(f"deleted {_shown(path)}")
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's ends in one line and a non-zero exit status."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        sys.exit(_told(error, 2))
+    except (DataError, NotebookError) as error:
+        sys.exit(_told(error, 1))
+    except OSError as error:
+        # A full disk or a read-only folder: files are written whole or not at all, so nothing is lost.
+        place = f": {error.filename}" if error.filename else ""
+        sys.exit(_told(f"{error.strerror or error}{place} (finished work is kept)", 1))
+    except KeyboardInterrupt:
+        sys.exit(_told("interrupted; finished work is kept, the same command goes on from there", 130))
+
+
+def _told(message: object, status: int) -> int:
+    say(f"error: {message}")
+    return status
+
+
+def _names(given: list[str]) -> list[str]:
+    return [name.removesuffix(".ipynb") for text in given for name in text.split(",")]
+
+
+def _assignments(given: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"-p {text}: must be name=value")
+        try:
+            values[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"-p {text}: the value must be YAML, such as 0.1, [0, 1] or raw") from None
+    return values
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""One house style, light and dark, and one function per kind of figure.
+
+Every figure function takes tidy data and ``narrow`` (a phone's width, panels below each other), draws in the
+colours of the light theme and returns a matplotlib figure; :func:`inline_svg` gives it to a page in a form
+that follows the page's theme.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+INK, MUTED, GRID, PAPER = "#1d2733", "#56616d", "#d9dee4", "#ffffff"
+HELD, FOOLED = "#0063a6", "#c0430a"
+"""Colours of an image that is still classified correctly and of one that fools the network."""
+
+# A sequence whose steps differ in lightness as well as hue, so that it survives colour blindness and grey;
+# its dark end shows on a light page, its light end on a dark one.
+_PLASMA = mpl.colormaps["plasma"]
+SEQUENCE = [mpl.colors.to_hex(_PLASMA(position)) for position in np.linspace(0.02, 0.66, 12)]
+
+DARK = {
+    INK: "#e4e8ec",
+    MUTED: "#a3aeb9",
+    GRID: "#39424c",
+    PAPER: "#14181e",
+    HELD: "#56b4e9",
+    FOOLED: "#ff9257",
+    **{
+        light: mpl.colors.to_hex(_PLASMA(position))
+        for light, position in zip(SEQUENCE, np.linspace(0.40, 0.97, 12), strict=True)
+    },
+}
+"""The colour that stands for each colour on a dark page."""
+
+MARKERS = "osD^vP*Xph"
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.hashsalt": "isorepro",
+}
+
+WIDE, NARROW = 8.2, 4.0
+"""Widths in inches of a figure in the text column and on a phone."""
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw in the house style inside the context."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def robustness_curves(summary: pd.DataFrame, *, chance: float, narrow: bool = False) -> Figure:
+    """Draw the classification rate against ε, one panel per protocol and attack, one line per β.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by protocol, attack, beta and epsilon, with
+            ``mean``, ``low`` and ``high`` in [0, 1]; clean rows (ε = 0) are not drawn.
+        chance: the accuracy of guessing.
+        narrow: panels below each other.
+    """
+    drawn = summary[summary["epsilon"] > 0]
+    panels = list(drawn[["protocol", "attack"]].drop_duplicates().itertuples(index=False, name=None))
+    betas = sorted(drawn["beta"].unique())
+    columns = 1 if narrow else 2
+    rows = -(-len(panels) // columns)
+    size = (NARROW, 2.5 * rows + 1.0) if narrow else (WIDE, 2.75 * rows + 0.5)
+    figure = Figure(figsize=size)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (protocol, attack) in zip(grid.flat, panels, strict=False):
+        panel = drawn[(drawn["protocol"] == protocol) & (drawn["attack"] == attack)]
+        axes.set_title(f"{protocol.capitalize()}: {attack}")
+        _beyond_attack_limit(axes)
+        axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        for beta, style in zip(betas, _line_styles(betas), strict=True):
+            line = panel[panel["beta"] == beta]
+            axes.fill_between(line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0)
+            axes.plot(line["epsilon"], line["mean"], **style, label=beta_name(beta))
+        axes.set(xscale="log", ylim=(-0.02, 1.02))
+        axes.set_xticks([0.01, 0.03, 0.1, 0.3, 1], labels=["0.01", "0.03", "0.1", "0.3", "1"])
+        axes.minorticks_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("classification rate")
+    for axes in grid[-1]:
+        axes.set_xlabel("ε, L∞ radius on pixels in [0, 1]")
+    first = grid.flat[0]
+    first.annotate("chance", (0.0105, chance + 0.015), color=MUTED, fontsize=8.5)
+    handles, labels = first.get_legend_handles_labels()
+    handles.append(Patch(facecolor=GRID, edgecolor="none"))
+    labels.append("ε ≥ 0.5: above chance the attack failed")
+    figure.legend(handles, labels, loc="outside upper left", ncols=2 if narrow else 4, fontsize=9)
+    return figure
+
+
+def image_grid(examples: pd.DataFrame, *, attack: str, narrow: bool = False) -> Figure:
+    """Draw images attacked on each network, one row per network, with what each is taken for.
+
+    Args:
+        examples: rows of :func:`isorepro.robustness.examples` with their ``beta``, one seed each: ``attack``,
+            ``index``, ``label``, ``predicted`` and ``pixels``.
+        attack: the attack drawn; the first row is the images without one.
+        narrow: a phone's width, where half of the images are drawn.
+    """
+    indices = list(examples["index"].drop_duplicates())
+    indices = indices[: -(-len(indices) // 2)] if narrow else indices
+    attacked = examples[examples["attack"] == attack]
+    clean = examples[(examples["epsilon"] == 0) & (examples["beta"] == examples["beta"].min())]
+    rows = {"original": clean} | {beta_name(beta): rows for beta, rows in attacked.groupby("beta")}
+    width = NARROW if narrow else WIDE
+    cell = (width - 0.95) / len(indices)
+    figure = Figure(figsize=(width, (cell + 0.27) * len(rows)))
+    grid = figure.subplots(len(rows), len(indices), squeeze=False)
+    for axes_row, (name, of_network) in zip(grid, rows.items(), strict=True):
+        by_index = of_network.set_index("index")
+        for axes, index in zip(axes_row, indices, strict=True):
+            label, predicted = by_index.loc[index, ["label", "predicted"]]
+            colour = HELD if predicted == label else FOOLED
+            axes.imshow(np.asarray(by_index.loc[index, "pixels"]), cmap="gray", vmin=0, vmax=1)
+            title = label if predicted == label else f"{label} → {predicted}"
+            axes.set_title(title, color=colour, loc="center", fontsize=9.5, pad=3)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color=colour, linewidth=0.8 if predicted == label else 1.6)
+        axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9.5, labelpad=8)
+    return figure
+
+
+def beta_name(beta: float) -> str:
+    """Return how figures and tables name a weight: "CE" for β = 0, as in the paper's figures."""
+    return f"β = {beta:g}" if beta else "CE"
+
+
+def curve_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the curves as a table to read: one row per protocol, attack and ε, one column per β.
+
+    Args:
+        summary: as for :func:`robustness_curves`.
+    """
+    text = summary.assign(text=[_interval(*row) for row in summary[["mean", "low", "high"]].to_numpy()])
+    keys = ["protocol", "attack", "epsilon"]
+    order = text[keys].drop_duplicates()
+    wide = text.pivot(index=keys, columns="beta", values="text").rename(columns=beta_name)
+    wide = wide.loc[pd.MultiIndex.from_frame(order)].reset_index()
+    return wide.rename(columns={"epsilon": "ε"})
+
+
+def reading_table(readings: pd.DataFrame) -> pd.DataFrame:
+    """Return the readings of :func:`isorepro.robustness.readings` as a table to read, in percent and points."""
+    gains = readings[["gain", "gain_low", "gain_high"]].to_numpy() * 100
+    return pd.DataFrame(
+        {
+            "protocol": readings["protocol"],
+            "attack": readings["attack"],
+            "ε": [f"{epsilon:g}" for epsilon in readings["epsilon"]],
+            "network": [beta_name(beta) for beta in readings["beta"]],
+            "accuracy": [f"{mean:.1%}" for mean in readings["mean"]],
+            "difference to CE": [
+                "" if np.isnan(gain) else f"{gain:+.1f} ({low:+.1f} to {high:+.1f})" for gain, low, high in gains
+            ],
+        }
+    )
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f}–{high:.3f})"
+
+
+def inline_svg(figure: Figure, identity: str) -> str:
+    """Return the figure as an SVG element for a page, its colours variables that the page's theme can set.
+
+    Args:
+        figure: one drawn with the colours of this module.
+        identity: a prefix for every id in it, unique on the page.
+    """
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        svg = _rendered(figure, "svg").decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{identity}-', svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\1{identity}-", svg)
+    svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit-family", svg)
+    svg = svg.replace("inherit-family", "var(--isorepro-font, sans-serif)")
+    for colour in DARK:
+        svg = svg.replace(colour, f"var(--isorepro-{colour[1:]}, {colour})")
+    return svg
+
+
+def dark_theme(selector: str) -> str:
+    """Return the CSS that gives the figures below ``selector`` their dark colours on a dark page."""
+    values = ";".join(f"--isorepro-{light[1:]}:{dark}" for light, dark in DARK.items())
+    pages = 'html[data-theme="dark"]', 'body[data-jp-theme-light="false"]'
+    return ",".join(f"{page} {selector}" for page in pages) + "{" + values + "}"
+
+
+def standalone(figure: Figure, kind: str) -> bytes:
+    """Return the figure as the bytes of a file of its own ("svg" or "png"), on white."""
+    with mpl.rc_context({"svg.fonttype": "path", "savefig.facecolor": PAPER, "savefig.dpi": 200}):
+        return _rendered(figure, kind)
+
+
+def _rendered(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    # No date in the file: the same figure is the same bytes.
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
+
+
+def _line_styles(betas: Sequence[float]) -> list[dict[str, object]]:
+    weights = [beta for beta in betas if beta]
+    steps = np.linspace(0, len(SEQUENCE) - 1, max(len(weights), 2)).round().astype(int)
+    styles: list[dict[str, object]] = []
+    for beta in betas:
+        if not beta:
+            styles.append({"color": INK, "linestyle": (0, (4, 1.5)), "marker": "o", "markerfacecolor": PAPER})
+            continue
+        place = weights.index(beta)
+        styles.append({"color": SEQUENCE[steps[place]], "marker": MARKERS[(place + 1) % len(MARKERS)]})
+    return styles
+
+
+def _beyond_attack_limit(axes: Axes) -> None:
+    # In L∞ distance 0.5 every image can become uniform grey (Carlini et al. 2019).
+    axes.axvspan(0.5, 1.12, color=GRID, alpha=0.55, lw=0)
+    axes.set_xlim(0.009, 1.12)

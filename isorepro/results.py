@@ -1,0 +1,120 @@
+"""What a notebook leaves behind: figures with caption and data, tidy tables, and the numbers of the prose."""
+
+import html
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from isorepro import paths, plots
+
+RUN = "ISOREPRO_RUN"
+"""Environment variable: the folder of the run that executes the notebook; ``_output/interactive`` without it."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Something a notebook shows: its HTML."""
+
+    markup: str
+
+    def _repr_html_(self) -> str:
+        return self.markup
+
+
+class Results:
+    """The results of one notebook, written to ``results/<notebook>`` of the run's folder.
+
+    Args:
+        notebook: the notebook's name without suffix.
+        run: the run's folder; None for the one that executes the notebook.
+    """
+
+    def __init__(self, notebook: str, run: Path | None = None) -> None:
+        executed = run is not None or RUN in os.environ
+        run = run or Path(os.environ.get(RUN, paths.output() / "interactive"))
+        self.notebook = notebook
+        self.folder = run / "results" / notebook
+        # Executed notebooks, and the pages made of them, lie beside the run's results.
+        beside = run / "notebooks" if executed else Path.cwd()
+        self.link = Path(os.path.relpath(self.folder, beside)).as_posix()
+        self._numbers: dict[str, float | int | str] = {}
+
+    def table(self, name: str, frame: pd.DataFrame) -> Path:
+        """Write a tidy table as ``<name>.csv``, floats in full precision; return its path."""
+        return paths.write_atomically(self.folder / f"{name}.csv", frame.to_csv(index=False))
+
+    def numbers(self, **values: float | int | str) -> None:
+        """Add named numbers to ``numbers.json``, from which the pages' prose takes them.
+
+        Raises:
+            TypeError: a value that is not a number or text.
+        """
+        self._numbers |= {
+            name: value.item() if hasattr(value, "item") else value for name, value in values.items()
+        }
+        paths.write_atomically(self.folder / "numbers.json", json.dumps(self._numbers, indent=1))
+
+    def figure(
+        self,
+        name: str,
+        draw: Callable[..., Figure],
+        *args: Any,
+        caption: str,
+        alt: str,
+        data: pd.DataFrame,
+        shown: pd.DataFrame | None = None,
+        **options: Any,
+    ) -> Shown:
+        """Draw a figure twice (wide and for a phone), write it with its data, and return it for display.
+
+        Args:
+            name: name of its files: ``<name>.svg``, ``.png``, ``.csv`` and, for other pages, ``.html``.
+            draw: a function of :mod:`isorepro.plots`.
+            args, options: its arguments, without ``narrow``.
+            caption: what it shows, complete without the text around it; plain text.
+            alt: what one sees, for those who do not see it.
+            data: the tidy table behind it, written as CSV.
+            shown: the table shown under the figure, ready formatted; ``data`` without it.
+        """
+        identity = f"{self.notebook}-{name}".replace("_", "-")
+        with plots.house_style():
+            wide, narrow = (draw(*args, **options, narrow=narrow) for narrow in (False, True))
+            drawings = {
+                "wide": plots.inline_svg(wide, f"{identity}-wide"),
+                "narrow": plots.inline_svg(narrow, f"{identity}-narrow"),
+            }
+            for kind in ("svg", "png"):
+                paths.write_atomically(self.folder / f"{name}.{kind}", plots.standalone(wide, kind))
+        self.table(name, data)
+        alt = html.escape(alt, quote=True)
+        images = "".join(
+            f'<div class="isorepro-{width}" role="img" aria-label="{alt}">{svg}</div>'
+            for width, svg in drawings.items()
+        )
+        links = " · ".join(
+            f'<a href="{self.link}/{name}.{kind}" download>{kind.upper()}</a>' for kind in ("svg", "png", "csv")
+        )
+        body = (data if shown is None else shown).to_html(index=False, border=0, na_rep="–", justify="right")
+        markup = (
+            f'<figure class="isorepro-figure" id="{identity}"><style>{_LAYOUT}{plots.dark_theme(f"#{identity}")}'
+            f"</style>{images}<figcaption>{html.escape(caption)}</figcaption>"
+            f'<p class="isorepro-links">Download: {links}</p>'
+            f'<details class="isorepro-data"><summary>The numbers behind the figure</summary>'
+            f'<div class="isorepro-scroll" tabindex="0" role="region" aria-label="Data of the figure">{body}</div>'
+            f"</details></figure>"
+        )
+        paths.write_atomically(self.folder / f"{name}.html", markup)
+        return Shown(markup)
+
+
+_LAYOUT = (
+    ".isorepro-figure svg{width:100%;height:auto;display:block}"
+    ".isorepro-narrow{display:none}.isorepro-scroll{overflow-x:auto}"
+    "@media(max-width:600px){.isorepro-wide{display:none}.isorepro-narrow{display:block}}"
+)

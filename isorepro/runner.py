@@ -1,0 +1,344 @@
+"""Run the notebooks of a profile: parameters checked first, results put in place whole, everything resumable."""
+
+import ast
+import builtins
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import tokenize
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import nbformat
+import pandas as pd
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from isorepro import paths
+from isorepro.errors import InputError, NotebookError, first_fault, unknown
+from isorepro.progress import CHANNEL, clock, say
+
+NOTEBOOKS = paths.ROOT / "notebooks"
+PROFILES = NOTEBOOKS / "profiles"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a notebook: its name, annotated type, default and one-line meaning."""
+
+    name: str
+    annotation: str
+    default: Any
+    meaning: str
+
+    def check(self, value: Any, where: str) -> Any:
+        """Return the value if its type is the annotated one.
+
+        Raises:
+            InputError: naming the parameter, the value and the type wanted.
+        """
+        names = {"Literal": Literal, **vars(builtins)}
+        wanted: TypeAdapter[Any] = TypeAdapter(eval(self.annotation, names))
+        try:
+            return wanted.validate_python(value, strict=True)
+        except ValidationError as error:
+            raise InputError(f"{where}: {self.name} ({self.annotation}): {first_fault(error)}") from None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: the profile, its folder, and each notebook with all its checked parameters."""
+
+    profile: str
+    folder: Path
+    notebooks: dict[str, dict[str, Any]]
+    whole: bool = True
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def notebook_names() -> list[str]:
+    """Return the names of the repository's notebooks."""
+    return sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+def profile_names() -> list[str]:
+    """Return the names of the profiles."""
+    return sorted(path.stem for path in PROFILES.glob("*.yml"))
+
+
+def parameters(notebook: str) -> dict[str, Parameter]:
+    """Return the parameters of a notebook, read from its cell tagged ``parameters`` without running it.
+
+    Raises:
+        InputError: unknown notebook, or a notebook without such a cell.
+    """
+    if notebook not in notebook_names():
+        raise unknown("notebook", notebook, notebook_names())
+    for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            return {found.name: found for found in _parse_parameters(cell.source)}
+    raise InputError(f"notebook '{notebook}' has no cell tagged 'parameters'")
+
+
+def _parse_parameters(source: str) -> list[Parameter]:
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    return [
+        Parameter(
+            name=ast.unparse(node.target),
+            annotation=ast.unparse(node.annotation),
+            default=ast.literal_eval(node.value),
+            meaning=comments.get(node.end_lineno or node.lineno, ""),
+        )
+        for node in ast.parse(source).body
+        if isinstance(node, ast.AnnAssign) and node.value is not None
+    ]
+
+
+def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Plan:
+    """Check everything a run is asked for, before anything runs.
+
+    Args:
+        profile: name of a profile.
+        only: notebooks to run; empty for all of the profile.
+        overrides: parameter values in place of the profile's, for every chosen notebook that has them. The
+            run then has a folder of its own, so that the profile's results stay as they are.
+
+    Raises:
+        InputError: unknown profile, notebook or parameter, or a value of the wrong type.
+    """
+    if profile not in profile_names():
+        raise unknown("profile", profile, profile_names())
+    given = yaml.safe_load((PROFILES / f"{profile}.yml").read_text()) or {}
+    for name in only:
+        if name not in given:
+            raise unknown("notebook", name, given)
+    overrides = dict(overrides or {})
+    chosen = [name for name in given if name in only or not only]
+    known = {name: parameters(name) for name in chosen}
+    for name in overrides:
+        if not any(name in described for described in known.values()):
+            raise unknown("parameter", name, sorted({key for described in known.values() for key in described}))
+    checked: dict[str, dict[str, Any]] = {}
+    for notebook, described in known.items():
+        values = (given[notebook] or {}) | {k: v for k, v in overrides.items() if k in described}
+        for name in values:
+            if name not in described:
+                raise unknown(f"parameter of notebook '{notebook}' in profile '{profile}'", name, described)
+        checked[notebook] = {
+            name: found.check(values.get(name, found.default), f"notebook '{notebook}'")
+            for name, found in described.items()
+        }
+    suffix = f"-{_digest(overrides)[:8]}" if overrides else ""
+    return Plan(profile, paths.output() / f"{profile}{suffix}", checked, len(chosen) == len(given), overrides)
+
+
+def run(planned: Plan, jobs: int | None = None) -> bool:
+    """Run the notebooks of a plan that are not up to date; return whether any ran.
+
+    Args:
+        planned: from :func:`plan`.
+        jobs: worker processes of the sweeps; None for the default of :mod:`isorepro.sweep`.
+
+    Raises:
+        NotebookError: a cell failed; what was finished before is kept, also of the same notebook.
+    """
+    ran = False
+    for number, (notebook, values) in enumerate(planned.notebooks.items(), start=1):
+        place = f"[{number}/{len(planned.notebooks)}] {notebook}"
+        key = notebook_key(notebook, values)
+        if _is_current(planned.folder, notebook, key):
+            say(f"{place}: up to date")
+            continue
+        say(f"{place}: running")
+        record = _execute(planned.folder, notebook, values, jobs)
+        paths.write_atomically(
+            _record_path(planned.folder, notebook),
+            json.dumps({"key": key, "files": _file_digests(planned.folder, notebook), **record}, indent=1),
+        )
+        say(f"{place}: done in {clock(record['wall_seconds'])}")
+        ran = True
+    if ran or not (planned.folder / "manifest.json").is_file():
+        _write_manifest(planned)
+    return ran
+
+
+def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
+    """Return a digest of all that decides a notebook's results: its cells, parameters, our code, versions."""
+    from isorepro.sweep import NUMERICAL_LIBRARIES, PACKAGE, source_fingerprint
+
+    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
+    code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
+    for about_running in ("runner", "book", "cli", "__init__"):
+        code.pop(about_running, None)
+    versions = {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas")}
+    return _digest([sources, dict(values), code, versions])
+
+
+def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int | None) -> dict[str, Any]:
+    """Execute a notebook in a scratch folder and move what it made into place when all went well."""
+    scratch = folder / ".running" / notebook
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / "notebooks").mkdir(parents=True)
+    executed, channel, log = (
+        scratch / "notebooks" / f"{notebook}.ipynb",
+        scratch / "progress",
+        scratch / "log",
+    )
+    given = paths.write_atomically(scratch / "parameters.yml", yaml.safe_dump(dict(values)))
+    channel.touch()
+    environment = os.environ | {
+        "ISOREPRO_RUN": str(scratch),
+        "ISOREPRO_OUTPUT": str(paths.output()),
+        CHANNEL: str(channel),
+        "MPLBACKEND": "agg",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        **({"ISOREPRO_JOBS": str(jobs)} if jobs else {}),
+    }
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
+    command += ["-f", str(given), "-k", "python3", "--no-progress-bar", "--cwd", str(NOTEBOOKS)]
+    started = time.monotonic()
+    with log.open("wb") as output, channel.open() as lines:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            while True:
+                # wait4 also tells the processor time and memory of the kernel and its workers.
+                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+                for line in lines:
+                    say(f"    {line.rstrip()}")
+                if pid:
+                    break
+                time.sleep(0.1)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise NotebookError(_failure(notebook, executed, log))
+    for product, target in {
+        scratch / "results" / notebook: folder / "results" / notebook,
+        executed: folder / "notebooks" / f"{notebook}.ipynb",
+    }.items():
+        _replace(product, target)
+    shutil.rmtree(scratch)
+    return {
+        "parameters": dict(values),
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_memory_mib": round(usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)),
+    }
+
+
+def _failure(notebook: str, executed: Path, log: Path) -> str:
+    if executed.is_file():
+        code = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+        for number, cell in enumerate(code, start=1):
+            for found in cell.get("outputs", []):
+                if found.output_type == "error":
+                    last = f"{found.ename}: {found.evalue}".strip().splitlines()[-1]
+                    return f"notebook '{notebook}', code cell {number}: {last} (kept at {executed})"
+    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    return f"notebook '{notebook}': {lines[-1]} (log at {log})"
+
+
+def _replace(product: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    if product.exists():
+        product.replace(target)
+
+
+def _is_current(folder: Path, notebook: str, key: str) -> bool:
+    try:
+        record = json.loads(_record_path(folder, notebook).read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(record["key"] == key and record["files"] == _file_digests(folder, notebook))
+
+
+def _record_path(folder: Path, notebook: str) -> Path:
+    return folder / "records" / f"{notebook}.json"
+
+
+def _file_digests(folder: Path, notebook: str) -> dict[str, str]:
+    made = [folder / "notebooks" / f"{notebook}.ipynb", *sorted((folder / "results" / notebook).rglob("*"))]
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in made
+        if path.is_file()
+    }
+
+
+def _write_manifest(planned: Plan) -> None:
+    """Write what was run, with what and where, as JSON and as the tables the book shows."""
+    import torch
+
+    from isorepro.results import Results
+    from isorepro.sweep import NUMERICAL_LIBRARIES
+
+    records = {
+        path.stem: json.loads(path.read_text()) for path in sorted((planned.folder / "records").glob("*.json"))
+    }
+    versions = {"python": platform.python_version()}
+    versions |= {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas", "papermill")}
+    manifest = {
+        "profile": planned.profile,
+        "overrides": planned.overrides,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD") or "not a git checkout",
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "processors": os.cpu_count(),
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": platform.platform(),
+        "versions": versions,
+        "notebooks": {name: {k: v for k, v in record.items() if k != "files"} for name, record in records.items()},
+    }
+    paths.write_atomically(planned.folder / "manifest.json", json.dumps(manifest, indent=1))
+    shown = Results("run", planned.folder)
+    shown.numbers(**{k: str(v) for k, v in manifest.items() if not isinstance(v, dict)})
+    shown.table("versions", pd.DataFrame(versions.items(), columns=["package", "version"]))
+    rows = [
+        (name, record["wall_seconds"], record["cpu_seconds"], record["peak_memory_mib"])
+        for name, record in records.items()
+    ]
+    columns = ["notebook", "wall time (s)", "processor time (s)", "peak memory of a process (MiB)"]
+    shown.table("notebooks", pd.DataFrame(rows, columns=columns))
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
