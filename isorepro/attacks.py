@@ -266,7 +266,13 @@ def accuracy_curve(
 
 
 def nested_accuracy_curve(
-    attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, epsilons: Sequence[float]
+    attack: Attack,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Sequence[float],
+    *,
+    batch_size: int = 2000,
 ) -> Tensor:
     """Attack at growing radii, each time only the images that no smaller ball has fooled.
 
@@ -275,11 +281,12 @@ def nested_accuracy_curve(
     misclassified without attack counts as fooled at every radius.
 
     Args:
-        attack: called once per radius with all images still standing.
+        attack: called once for each batch and radius with the images still standing.
         model: images (B, …) → logits (B, classes).
         images: (N, …) in [0, 1].
         labels: (N,), int64.
         epsilons: E radii, strictly increasing.
+        batch_size: images taken through all radii at once; bounds the memory.
 
     Returns:
         (E, N) bool: which images no ball up to that radius has fooled.
@@ -289,16 +296,16 @@ def nested_accuracy_curve(
     """
     if any(larger <= smaller for smaller, larger in itertools.pairwise(epsilons)):
         raise InputError(f"epsilons: must increase strictly for balls that nest, not {list(epsilons)}")
-    standing = correct_predictions(model, images, labels)
-    rows = []
-    for epsilon in epsilons:
-        index = standing.nonzero().squeeze(1)
-        if len(index):
-            attacked = attack(model, images[index], labels[index], epsilon=epsilon)
-            standing = standing.clone()
-            standing[index] = correct_predictions(model, attacked, labels[index])
-        rows.append(standing)
-    return torch.stack(rows)
+    curve = torch.zeros(len(epsilons), len(images), dtype=torch.bool, device=images.device)
+    correct = correct_predictions(model, images, labels)
+    for standing in correct.nonzero().squeeze(1).split(batch_size):
+        for row, epsilon in zip(curve, epsilons, strict=True):
+            attacked = attack(model, images[standing], labels[standing], epsilon=epsilon)
+            standing = standing[correct_predictions(model, attacked, labels[standing])]
+            if not len(standing):
+                break
+            row[standing] = True
+    return curve
 
 
 def _checked_radii(epsilon: float | Tensor, images: Tensor) -> Tensor:

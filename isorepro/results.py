@@ -45,9 +45,17 @@ class Results:
         self.link = Path(os.path.relpath(self.folder, beside)).as_posix()
         self._numbers: dict[str, float | int | str] = {}
 
-    def table(self, name: str, frame: pd.DataFrame) -> Path:
-        """Write a tidy table as ``<name>.csv``, floats in full precision; return its path."""
-        return paths.write_atomically(self.folder / f"{name}.csv", frame.to_csv(index=False))
+    def table(self, name: str, data: pd.DataFrame, shown: pd.DataFrame | None = None) -> Shown:
+        """Write a tidy table as ``<name>.csv``, floats in full precision, and return it for display.
+
+        Args:
+            name: name of its file.
+            data: the tidy table.
+            shown: the table to show, ready formatted; ``data`` without it.
+        """
+        paths.write_atomically(self.folder / f"{name}.csv", data.to_csv(index=False))
+        body = _html_table(data if shown is None else shown, f"Table {name}")
+        return Shown(f'{body}<p class="isorepro-links">Download: {self._link(name, "csv")}</p>')
 
     def numbers(self, **values: float | int | str) -> None:
         """Add named numbers to ``numbers.json``, from which the pages' prose takes them.
@@ -97,20 +105,20 @@ class Results:
             f'<div class="isorepro-{width}" role="img" aria-label="{alt}">{svg}</div>'
             for width, svg in drawings.items()
         )
-        links = " · ".join(
-            f'<a href="{self.link}/{name}.{kind}" download>{kind.upper()}</a>' for kind in ("svg", "png", "csv")
-        )
-        body = (data if shown is None else shown).to_html(index=False, border=0, na_rep="–", justify="right")
+        links = " · ".join(self._link(name, kind) for kind in ("svg", "png", "csv"))
+        body = _html_table(data if shown is None else shown, "The numbers behind the figure")
         markup = (
             f'<figure class="isorepro-figure" id="{identity}"><style>{_LAYOUT}{plots.dark_theme(f"#{identity}")}'
             f"</style>{images}<figcaption>{html.escape(caption)}</figcaption>"
             f'<p class="isorepro-links">Download: {links}</p>'
-            f'<details class="isorepro-data"><summary>The numbers behind the figure</summary>'
-            f'<div class="isorepro-scroll" tabindex="0" role="region" aria-label="Data of the figure">{body}</div>'
-            f"</details></figure>"
+            '<details class="isorepro-data"><summary>The numbers behind the figure</summary>'
+            f"{body}</details></figure>"
         )
         paths.write_atomically(self.folder / f"{name}.html", markup)
         return Shown(markup)
+
+    def _link(self, name: str, kind: str) -> str:
+        return f'<a href="{self.link}/{name}.{kind}" download>{kind.upper()}</a>'
 
 
 _LAYOUT = (
@@ -118,3 +126,9 @@ _LAYOUT = (
     ".isorepro-narrow{display:none}.isorepro-scroll{overflow-x:auto}"
     "@media(max-width:600px){.isorepro-wide{display:none}.isorepro-narrow{display:block}}"
 )
+
+
+def _html_table(frame: pd.DataFrame, label: str) -> str:
+    table = frame.to_html(index=False, border=0, na_rep="–", justify="left")
+    # Focusable, so that a wide table can be scrolled by the keyboard.
+    return f'<div class="isorepro-scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'

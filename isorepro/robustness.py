@@ -41,9 +41,10 @@ def curves(
     dataset = data.load(trained.config.dataset, test_size=test_size).to(device)
     model, images, labels = trained.model.to(device), dataset.test_inputs, dataset.test_labels
     config = trained.config
-    isometry = {"beta": config.beta, "K": config.K, "form": config.form}
-    released_fgsm = partial(attacks.released_fgsm, **isometry)
-    released_pgd = partial(attacks.released_pgd, **isometry)
+    released_fgsm, released_pgd = (
+        partial(attack, beta=config.beta, K=config.K, form=config.form)
+        for attack in (attacks.released_fgsm, attacks.released_pgd)
+    )
     pgd = partial(attacks.pgd, steps=pgd_steps)
     target = model, images, labels, epsilons
     correct = {
@@ -136,12 +137,9 @@ def attack_failures(table: pd.DataFrame, chance: float) -> pd.DataFrame:
     """
     reached = table[table["epsilon"] >= ATTACK_LIMIT]
     reached = reached[reached["epsilon"] == reached["epsilon"].max()]
-    return (
-        reached.assign(failed=reached["accuracy"] > chance)
-        .groupby(["protocol", "attack"], sort=False)["failed"]
-        .agg(networks="size", failed="sum")
-        .reset_index()
-    )
+    groups = reached.assign(failed=reached["accuracy"] > chance).groupby(["protocol", "attack"], sort=False)
+    counted: pd.DataFrame = groups.agg(networks=("failed", "size"), failed=("failed", "sum"))
+    return counted.reset_index()
 
 
 def key_numbers(table: pd.DataFrame, *, epsilon: float, epsilon_broken: float) -> dict[str, float]:
@@ -156,7 +154,8 @@ def key_numbers(table: pd.DataFrame, *, epsilon: float, epsilon_broken: float) -
         ``epsilon`` and ``epsilon_broken`` (the measured radii used); for each of ``clean``, ``released_fgsm``,
         ``released_pgd``, ``fgsm`` and ``pgd``: ``…_ce`` (mean accuracy at β = 0), ``…_best`` and ``…_beta``
         (highest mean of the other β, and that β), ``…_gain``, ``…_gain_low`` and ``…_gain_high`` (its paired
-        difference to β = 0 with a 95 % interval); ``pgd_broken`` (highest accuracy of any one network under
+        difference to β = 0 with a 95 % interval); ``pgd_best_clean`` (mean accuracy without attack of the β best
+        under PGD); ``pgd_broken`` (highest accuracy of any one network under
         PGD from ``epsilon_broken`` on).
 
     Raises:
@@ -179,11 +178,13 @@ def key_numbers(table: pd.DataFrame, *, epsilon: float, epsilon_broken: float) -
         others = rows[rows["beta"] > 0]
         if others.empty or len(others) == len(rows):
             raise InputError("betas: must hold 0 and at least one weight above 0 to be compared with it")
-        best = others.loc[others["mean"].idxmax()]
+        best = others.iloc[int(others["mean"].argmax())]
         numbers[f"{name}_ce"] = float(rows.loc[rows["beta"] == 0, "mean"].item())
         numbers[f"{name}_best"] = float(best["mean"])
         for column in ("beta", "gain", "gain_low", "gain_high"):
             numbers[f"{name}_{column}"] = float(best[column])
+    clean = read[(read["attack"] == CLEAN) & (read["beta"] == numbers["pgd_beta"])]
+    numbers["pgd_best_clean"] = float(clean["mean"].iloc[0])
     broken = table[(table["attack"] == PGD) & (table["epsilon"] >= numbers["epsilon_broken"])]
     numbers["pgd_broken"] = float(broken["accuracy"].max())
     return numbers

@@ -31,6 +31,9 @@ from isorepro.training import TrainedModel, TrainingConfig, train
 JOBS = "ISOREPRO_JOBS"
 """Environment variable: default number of worker processes."""
 
+Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A function with its positional and named arguments."""
+
 PACKAGE = Path(__file__).parent
 NUMERICAL_LIBRARIES = ("numpy", "scikit-learn", "scipy", "torch", "torchvision")
 NOT_NUMERICAL = ("errors", "paths")
@@ -62,7 +65,7 @@ def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> 
     keys = [model_key(config) for config in configs]
     models = {key: kept for key in dict.fromkeys(keys) if (kept := _read_model(_model_path(key)))}
     todo = {key: config for key, config in zip(keys, configs, strict=True) if key not in models}
-    tasks = {key: (train, (config,), {}) for key, config in todo.items()}
+    tasks: dict[str, Task] = {key: (train, (config,), {}) for key, config in todo.items()}
     for key, model in _run(tasks, jobs, kept=len(models), what="networks trained"):
         _write_model(_model_path(key), model)
         models[key] = model
@@ -176,9 +179,6 @@ def _measure_key(config: TrainingConfig, function: Callable[..., Any], parameter
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def _run(tasks: dict[str, Task], jobs: int | None, *, kept: int, what: str) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,64 @@
+# make reproduce [PROFILE=smoke|quick|paper] · make test · make help
+PROFILE ?= quick
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help reproduce test book serve lint bench clean distclean lock
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make reproduce [PROFILE=smoke|quick|paper]   run every figure and build the book (default: quick)"
+	@echo "make test                                    run the tests"
+	@echo "make serve     [PROFILE=...]                 show the book at http://localhost:8000"
+	@echo "make lint | bench                            check the code | measure the speed"
+	@echo "make clean | distclean                       delete the runs' products | everything not in git"
+
+reproduce: $(VENV)/.run
+	@$(BIN)/isorepro reproduce --profile $(PROFILE)
+
+# The book is built at the end of every run; after a change to its pages only, nothing else is done again.
+book: reproduce
+
+test: $(VENV)/.test
+	@echo "== running the tests"
+	@$(BIN)/python -m pytest
+
+serve: $(VENV)/.run
+	@test -f _output/$(PROFILE)/book/index.html || { echo "error: no book for '$(PROFILE)' yet; run: make reproduce PROFILE=$(PROFILE)"; exit 1; }
+	@echo "the book: http://localhost:8000 (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _output/$(PROFILE)/book
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	@$(BIN)/python benchmarks/speed.py
+
+clean:
+	@if [ -x $(BIN)/isorepro ]; then $(BIN)/isorepro clean; fi
+
+distclean:
+	rm -rf $(VENV) _output
+
+# Write requirements.lock anew: the newest versions that pyproject.toml allows.
+lock:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e ".[test]"
+	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > requirements.lock
+	touch $(VENV)/.run $(VENV)/.test
+
+$(VENV)/.run: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"error: Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with make PYTHON=...")'
+	@echo "== installing the locked versions into $(VENV) (once: a few minutes, 6 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@echo "== installing what the tests need"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e ".[test]"
+	@touch $@

@@ -1,0 +1,128 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from isorepro.losses import Form, isometry, pairwise_distances
+
+FORMS: tuple[Form, ...] = ("raw", "normalised")
+
+
+def batch(seed: int, size: int = 12, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.rand(size, 7, generator=generator, dtype=torch.float64)
+    representation = torch.randn(size, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (size,), generator=generator)
+    return inputs, representation, labels
+
+
+def by_loops(inputs: Tensor, representation: Tensor, labels: Tensor, beta: float, K: float, form: Form) -> float:
+    """The formulas of the paper, entry by entry."""
+    pairs = list(itertools.product(range(len(labels)), repeat=2))
+    same = {(i, j): bool(labels[i] == labels[j]) for i, j in pairs}
+    d_x = {(i, j): math.dist(inputs[i].tolist(), inputs[j].tolist()) if same[i, j] else 0.0 for i, j in pairs}
+    d_h = {
+        (i, j): math.dist(representation[i].tolist(), representation[j].tolist()) if same[i, j] else 0.0
+        for i, j in pairs
+    }
+    if form == "raw":
+        return beta * sum((K * d_h[p] - d_x[p]) ** 2 for p in pairs) / len(pairs)
+    largest_h, largest_x = max(d_h.values()), max(d_x.values())
+    mean = sum((d_h[p] / (K * largest_h) - d_x[p] / largest_x) ** 2 for p in pairs) / len(pairs)
+    return beta * mean**2
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("beta", "K"), [(1.0, 1.0), (0.1, 10.0), (100.0, 0.1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_double_loop(form: Form, beta: float, K: float, seed: int) -> None:
+    inputs, representation, labels = batch(seed)
+    found = isometry(representation, pairwise_distances(inputs), labels, beta=beta, K=K, form=form)
+    assert found.item() == pytest.approx(by_loops(inputs, representation, labels, beta, K, form), rel=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_equals_finite_differences(form: Form) -> None:
+    inputs, representation, labels = batch(0)
+    distances = pairwise_distances(inputs)
+
+    def loss(h: Tensor) -> Tensor:
+        return isometry(h, distances, labels, beta=0.7, K=3.0, form=form)
+
+    (gradient,) = torch.autograd.grad(loss(representation.requires_grad_()), representation)
+    numeric = torch.zeros_like(representation)
+    for place in itertools.product(*map(range, representation.shape)):
+        change = torch.zeros_like(representation)
+        change[place] = 1e-6
+        numeric[place] = (loss(representation + change) - loss(representation - change)).item() / 2e-6
+    torch.testing.assert_close(gradient, numeric, rtol=1e-6, atol=1e-8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), form=st.sampled_from(FORMS), size=st.integers(2, 40))
+def test_does_not_see_the_order_of_the_batch_or_a_rigid_motion(seed: int, form: Form, size: int) -> None:
+    inputs, representation, labels = batch(seed, size)
+    generator = torch.Generator().manual_seed(seed)
+    expected = isometry(representation, pairwise_distances(inputs), labels, beta=1.0, K=2.0, form=form)
+    order = torch.randperm(size, generator=generator)
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
+    rotation_x, _ = torch.linalg.qr(torch.randn(7, 7, generator=generator, dtype=torch.float64))
+    moved = isometry(
+        (representation @ rotation + 3.0)[order],
+        pairwise_distances((inputs @ rotation_x - 1.0)[order]),
+        labels[order],
+        beta=1.0,
+        K=2.0,
+        form=form,
+    )
+    torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_scaled_copy_is_a_perfect_raw_isometry_when_K_undoes_the_scale() -> None:
+    inputs, _, labels = batch(1)
+    assert isometry(inputs / 10, pairwise_distances(inputs), labels, beta=5.0, K=10.0).item() < 1e-28
+
+
+def test_a_perfect_isometry_is_charged_by_the_normalised_form_unless_K_is_one() -> None:
+    # With d = E D_x / max, each entry differs by d (1/K − 1): β [(1/K − 1)² mean d²]².
+    inputs, _, labels = batch(2)
+    distances = pairwise_distances(inputs)
+    d = distances * (labels[:, None] == labels)
+    mean_square = (d / d.max()).square().mean()
+    found = isometry(3 * inputs, distances, labels, beta=2.0, K=0.1, form="normalised")
+    torch.testing.assert_close(found, 2.0 * (81 * mean_square) ** 2)
+    assert isometry(3 * inputs, distances, labels, beta=2.0, K=1.0, form="normalised").item() < 1e-28
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pairs_of_different_classes_do_not_count(form: Form) -> None:
+    inputs, representation, _ = batch(3)
+    labels = torch.arange(len(inputs))
+    found = isometry(representation.requires_grad_(), pairwise_distances(inputs), labels, beta=1.0, form=form)
+    assert found.item() == 0
+    (gradient,) = torch.autograd.grad(found, representation)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_collapsed_class_has_a_finite_gradient(form: Form) -> None:
+    inputs, representation, labels = batch(4)
+    collapsed = torch.zeros_like(representation).requires_grad_()
+    loss = isometry(collapsed, pairwise_distances(inputs), labels, beta=1.0, form=form)
+    (gradient,) = torch.autograd.grad(loss, collapsed)
+    assert loss.item() > 0
+    assert gradient.isfinite().all()
+
+
+def test_single_precision_agrees_with_double_on_a_training_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(100, 1, 28, 28, generator=generator)
+    representation = torch.tanh(torch.randn(100, 100, generator=generator))
+    labels = torch.randint(10, (100,), generator=generator)
+    single = isometry(representation, pairwise_distances(inputs), labels, beta=1.0, K=10.0)
+    double = isometry(representation.double(), pairwise_distances(inputs.double()), labels, beta=1.0, K=10.0)
+    assert single.item() == pytest.approx(double.item(), rel=1e-4)
