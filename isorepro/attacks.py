@@ -203,28 +203,30 @@ def pgd(
         raise InputError(f"pgd: step_size must be above 0, not {step_size}")
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
     generator = torch.Generator().manual_seed(seed)
-    lower, upper = (images - epsilon).clamp(0, 1), (images + epsilon).clamp(0, 1)
-    moved = images.clone()
+    result = images.clone()
     standing = torch.arange(len(images), device=images.device)
     for _ in range(restarts):
+        # Only images still standing are carried along, packed, so that a step touches nothing else.
+        lower, upper = (images[standing] - epsilon).clamp_(0, 1), (images[standing] + epsilon).clamp_(0, 1)
+        point, label = images[standing], labels[standing]
         if random_start:
             offset = torch.empty(images.shape).uniform_(-epsilon, epsilon, generator=generator).to(images)
-            moved[standing] = torch.clamp(images + offset, lower, upper)[standing]
-        else:
-            moved[standing] = images[standing]
+            point = torch.clamp(point + offset[standing], lower, upper)
         for _ in range(steps):
-            survivors = []
-            for batch in standing.split(batch_size):
-                point = moved[batch]
-                gradient, logits = input_gradient(objective, model, point, labels[batch])
-                correct = logits.argmax(1) == labels[batch]
-                kept = batch[correct]
-                stepped = point[correct] + step_size * gradient[correct].sign()
-                moved[kept] = torch.clamp(stepped, lower[kept], upper[kept])
-                survivors.append(kept)
-            standing = torch.cat(survivors)
-        standing = standing[correct_predictions(model, moved[standing], labels[standing])]
-    return moved
+            batches = zip(point.split(batch_size), label.split(batch_size), strict=True)
+            found = [input_gradient(objective, model, *batch) for batch in batches]
+            gradient = torch.cat([gradient for gradient, _ in found])
+            correct = torch.cat([logits for _, logits in found]).argmax(1) == label
+            if not correct.all():
+                result[standing[~correct]] = point[~correct]
+                packed = (t[correct] for t in (standing, point, label, lower, upper, gradient))
+                standing, point, label, lower, upper, gradient = packed
+                if not len(standing):
+                    return result
+            point = torch.clamp(point.add_(gradient.sign_(), alpha=step_size), lower, upper, out=point)
+        result[standing] = point
+        standing = standing[correct_predictions(model, point, label)]
+    return result
 
 
 @torch.no_grad()

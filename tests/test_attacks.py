@@ -1,0 +1,256 @@
+import itertools
+from functools import partial
+
+import foolbox
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from isorepro import attacks
+from isorepro.errors import InputError
+from isorepro.losses import isometry, pairwise_distances
+from isorepro.training import TrainedModel
+
+Images = tuple[Tensor, Tensor]
+EPSILONS = [0.01, 0.03, 0.08, 0.2, 0.5]
+RELEASED = {"beta": 0.1, "K": 10.0, "form": "raw"}
+
+
+def foolbox_model(trained: TrainedModel) -> foolbox.PyTorchModel:
+    return foolbox.PyTorchModel(trained.model, bounds=(0, 1), device="cpu")
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    return (model(images).argmax(1) == labels).double().mean().item()
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_fgsm_equals_foolbox(trained: TrainedModel, images_and_labels: Images, epsilon: float) -> None:
+    images, labels = images_and_labels
+    expected, _, _ = foolbox.attacks.FGSM(random_start=False)(
+        foolbox_model(trained), images, labels, epsilons=epsilon
+    )
+    found = attacks.fgsm(trained.model, images, labels, epsilon=epsilon)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.03, 0.06, 0.1])
+def test_pgd_is_within_half_a_point_of_foolbox(
+    trained: TrainedModel, images_and_labels: Images, epsilon: float
+) -> None:
+    images, labels = images_and_labels
+    torch.manual_seed(0)
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / 40, steps=40)
+    _, _, fooled = attack(foolbox_model(trained), images, labels, epsilons=epsilon)
+    expected = 1 - fooled.double().mean().item()
+    found = accuracy(trained.model, attacks.pgd(trained.model, images, labels, epsilon=epsilon), labels)
+    assert 0.02 < expected < 0.98
+    assert found == pytest.approx(expected, abs=0.005)
+
+
+def test_pgd_takes_its_gradients_at_the_moved_point(trained: TrainedModel, images_and_labels: Images) -> None:
+    images, labels = images_and_labels[0][:50], images_and_labels[1][:50]
+    seen: list[Tensor] = []
+
+    def objective(model: nn.Module, points: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(points.detach().clone())
+        value, _logits = attacks.cross_entropy(model, points, targets)
+        return value, nn.functional.one_hot(targets, 10).float()  # never fooled, so that all are carried along
+
+    attacks.pgd(trained.model, images, labels, epsilon=0.1, steps=4, objective=objective)
+    assert len(seen) == 4
+    assert all((a - b).abs().mean() > 1e-3 for a, b in itertools.pairwise(seen))
+
+
+def test_pgd_without_random_start_equals_its_steps_written_out(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels
+    epsilon, steps = 0.02, 6
+    moved = images.clone()
+    fooled = torch.zeros(len(images), dtype=torch.bool)
+    for _ in range(steps):
+        moved.requires_grad_()
+        logits = trained.model(moved)
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, labels), moved)
+        fooled |= logits.argmax(1) != labels
+        stepped = (moved + 2.5 * epsilon / steps * gradient.sign()).clamp(images - epsilon, images + epsilon)
+        moved = torch.where(fooled[:, None, None, None], moved, stepped.clamp(0, 1)).detach()
+    found = attacks.pgd(trained.model, images, labels, epsilon=epsilon, steps=steps, random_start=False)
+    # Where a gradient is nearly zero its sign depends on rounding.
+    assert ((found - moved).abs() > 1e-6).double().mean() < 1e-3
+
+
+def test_more_starts_fool_no_fewer(trained: TrainedModel, images_and_labels: Images) -> None:
+    images, labels = images_and_labels
+    rates = [
+        accuracy(
+            trained.model, attacks.pgd(trained.model, images, labels, epsilon=0.05, steps=5, restarts=n), labels
+        )
+        for n in (1, 4)
+    ]
+    assert rates[1] <= rates[0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(epsilon=st.floats(0, 1.5), seed=st.integers(0, 100))
+def test_attacks_stay_in_the_ball_and_in_range(
+    trained: TrainedModel, images_and_labels: Images, epsilon: float, seed: int
+) -> None:
+    images, labels = images_and_labels[0][:40], images_and_labels[1][:40]
+    target = trained.model, images, labels
+    results = {
+        "fgsm": (attacks.fgsm(*target, epsilon=epsilon), epsilon),
+        "pgd": (attacks.pgd(*target, epsilon=epsilon, steps=3, restarts=2, seed=seed), epsilon),
+        "released fgsm": (attacks.released_fgsm(*target, epsilon=epsilon, **RELEASED), epsilon),
+        "released pgd": (attacks.released_pgd(*target, epsilon=epsilon, **RELEASED), min(10 * epsilon, 0.5)),
+        "released pgd 2022-09": (attacks.released_pgd(*target, epsilon=epsilon, ball=None, **RELEASED), epsilon),
+    }
+    for name, (attacked, radius) in results.items():
+        assert attacked.shape == images.shape, name
+        assert attacked.min() >= 0, name
+        assert attacked.max() <= 1, name
+        assert (attacked - images).abs().max() <= radius + 1e-6, name
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.04, 0.08, 0.5])
+@pytest.mark.parametrize("ball", [0.5, None])
+def test_released_pgd_is_one_fgsm_step(
+    trained: TrainedModel, images_and_labels: Images, epsilon: float, ball: float | None
+) -> None:
+    images, labels = images_and_labels[0][:100], images_and_labels[1][:100]
+    radius = epsilon if ball is None else min(10 * epsilon, ball)
+    stepped = attacks.released_fgsm(trained.model, images, labels, epsilon=radius, **RELEASED)
+    found = attacks.released_pgd(trained.model, images, labels, epsilon=epsilon, ball=ball, **RELEASED)
+    inside = (stepped > 0) & (stepped < 1)
+    assert inside.any()
+    torch.testing.assert_close(found[inside], stepped[inside], rtol=0, atol=1e-6)
+
+
+def test_the_released_objective_is_the_training_loss_with_the_clean_distances(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    clean, labels = images_and_labels[0][:100], images_and_labels[1][:100]
+    moved = (clean + 0.05).clamp(0, 1)
+    value, _ = attacks.released_objective(clean, **RELEASED)(trained.model, moved, labels)
+    penalty = isometry(
+        trained.model.representation(moved), pairwise_distances(clean), labels, beta=0.1, K=10.0, form="raw"
+    )
+    expected = nn.functional.cross_entropy(trained.model(moved), labels) + penalty
+    torch.testing.assert_close(value, expected)
+    assert penalty > 0.01
+
+
+def test_without_the_term_released_fgsm_is_fgsm(trained: TrainedModel, images_and_labels: Images) -> None:
+    images, labels = images_and_labels
+    ours = attacks.fgsm(trained.model, images, labels, epsilon=0.1)
+    released = attacks.released_fgsm(trained.model, images, labels, epsilon=0.1, beta=0.0, K=1.0, form="raw")
+    assert ((ours - released).abs() > 1e-6).double().mean() < 1e-3
+
+
+def test_several_radii_for_one_gradient_equal_one_at_a_time(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels[0][:100], images_and_labels[1][:100]
+    for attack in (
+        attacks.fgsm,
+        partial(attacks.released_fgsm, **RELEASED),
+        partial(attacks.released_pgd, **RELEASED),
+        partial(attacks.released_pgd, **RELEASED, ball=None),
+    ):
+        together = attack(trained.model, images, labels, epsilon=torch.tensor(EPSILONS))
+        for row, epsilon in zip(together, EPSILONS, strict=True):
+            assert torch.equal(row, attack(trained.model, images, labels, epsilon=epsilon))
+
+
+def test_accuracy_curve_equals_attacking_each_batch_and_radius(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels[0][:250], images_and_labels[1][:250]
+    attack = partial(attacks.released_fgsm, **RELEASED)
+    curve = attacks.accuracy_curve(attack, trained.model, images, labels, EPSILONS)
+    for row, epsilon in zip(curve, EPSILONS, strict=True):
+        parts = [
+            trained.model(attack(trained.model, x, y, epsilon=epsilon)).argmax(1) == y
+            for x, y in zip(images.split(100), labels.split(100), strict=True)
+        ]
+        assert torch.equal(row, torch.cat(parts))
+
+
+def test_nested_curve_falls_and_is_no_higher_than_separate_attacks(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels
+    attack = partial(attacks.pgd, steps=20)
+    curve = attacks.nested_accuracy_curve(attack, trained.model, images, labels, EPSILONS)
+    clean = trained.model(images).argmax(1) == labels
+    assert not (curve[0] & ~clean).any()
+    assert not (curve[1:] & ~curve[:-1]).any()
+    for row, epsilon in zip(curve, EPSILONS, strict=True):
+        separate = accuracy(trained.model, attack(trained.model, images, labels, epsilon=epsilon), labels)
+        assert row.double().mean().item() <= separate + 0.005
+
+
+def test_nested_curve_attacks_no_fooled_image_again(trained: TrainedModel, images_and_labels: Images) -> None:
+    images, labels = images_and_labels
+    attacked: list[int] = []
+
+    def counted(model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float) -> Tensor:
+        attacked.append(len(x))
+        return attacks.fgsm(model, x, y, epsilon=epsilon)
+
+    curve = attacks.nested_accuracy_curve(counted, trained.model, images, labels, EPSILONS)
+    clean = int((trained.model(images).argmax(1) == labels).sum())
+    standing = [clean, *curve.sum(1).tolist()]
+    assert attacked == [count for count in standing[: len(EPSILONS)] if count]
+
+
+def test_curves_do_not_depend_on_their_batches(trained: TrainedModel, images_and_labels: Images) -> None:
+    images, labels = images_and_labels
+    curves = [
+        attacks.nested_accuracy_curve(
+            partial(attacks.pgd, steps=10, random_start=False, batch_size=size),
+            trained.model,
+            images,
+            labels,
+            EPSILONS,
+            batch_size=outer,
+        )
+        for size, outer in ((500, 2000), (64, 150))
+    ]
+    assert (curves[0] != curves[1]).double().mean() < 0.005
+
+
+def test_an_empty_set_is_attacked_to_an_empty_set(trained: TrainedModel) -> None:
+    none, no_labels = torch.empty(0, 1, 28, 28), torch.empty(0, dtype=torch.int64)
+    assert attacks.pgd(trained.model, none, no_labels, epsilon=0.1).shape == none.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": -0.1}, "epsilon: must be at least 0, not -0.1"),
+        ({"epsilon": float("nan")}, "epsilon: must be at least 0, not nan"),
+        ({"epsilon": 0.1, "steps": 0}, "steps and restarts must be at least 1, not 0 and 1"),
+        ({"epsilon": 0.1, "step_size": 0.0}, "step_size must be above 0, not 0.0"),
+    ],
+)
+def test_bad_options_are_refused(
+    trained: TrainedModel, images_and_labels: Images, options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        attacks.pgd(trained.model, *images_and_labels, **options)
+
+
+def test_images_out_of_range_and_radii_that_do_not_grow_are_refused(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels
+    with pytest.raises(InputError, match=r"images: values must lie in \[0, 1\], not in \[-1, 1\]"):
+        attacks.fgsm(trained.model, 2 * images - 1, labels, epsilon=0.1)
+    with pytest.raises(InputError, match="must increase strictly"):
+        attacks.nested_accuracy_curve(attacks.pgd, trained.model, images, labels, [0.1, 0.1])
+    with pytest.raises(InputError, match="need a Stack's representation, not Linear"):
+        attacks.released_fgsm(nn.Linear(3, 2), torch.rand(4, 3), torch.zeros(4).long(), epsilon=0.1, **RELEASED)

@@ -1,0 +1,102 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from isorepro import data, robustness
+from isorepro.errors import InputError
+from isorepro.robustness import CLEAN, CORRECTED, FGSM, ONE_GRADIENT_PGD, PGD, RELEASED
+from isorepro.training import TrainedModel
+
+
+def test_curves_have_every_protocol_attack_and_radius(
+    trained: TrainedModel, images_and_labels: tuple[Tensor, Tensor]
+) -> None:
+    epsilons = [0.02, 0.05, 0.6]
+    table = robustness.curves(trained, epsilons=epsilons, pgd_steps=3, test_size=600)
+    attacks = [(RELEASED, FGSM), (RELEASED, ONE_GRADIENT_PGD), (CORRECTED, FGSM), (CORRECTED, PGD)]
+    expected = {(p, a, e) for p, a in attacks for e in epsilons} | {(p, CLEAN, 0.0) for p in (RELEASED, CORRECTED)}
+    assert set(table[["protocol", "attack", "epsilon"]].itertuples(index=False, name=None)) == expected
+    assert len(table) == len(expected)
+    assert table["accuracy"].between(0, 1).all()
+    images, labels = images_and_labels
+    clean = (trained.model(images).argmax(1) == labels).double().mean().item()
+    assert table.loc[table["attack"] == CLEAN, "accuracy"].tolist() == pytest.approx([clean, clean])
+    pgd = table.loc[table["attack"] == PGD, "accuracy"]
+    assert (pgd.diff().dropna() <= 0).all()
+
+
+def test_examples_are_the_first_of_each_class_and_inside_their_ball(trained: TrainedModel) -> None:
+    table = robustness.examples(trained, epsilon=0.1, pgd_steps=5)
+    dataset = data.load("mnist")
+    clean = table[table["attack"] == CLEAN].set_index("index")
+    assert sorted(clean["label"]) == list("0123456789")
+    for index, row in clean.iterrows():
+        assert not (dataset.test_labels[:index] == int(row["label"])).any()
+    for row in table.itertuples():
+        pixels, original = torch.tensor(row.pixels), dataset.test_inputs[row.index][0]
+        assert (pixels - original).abs().max() <= row.epsilon + 1e-6
+        assert trained.model(pixels[None]).argmax().item() == int(row.predicted)
+
+
+def made_up(released: float = 0.6) -> pd.DataFrame:
+    """Two seeds and two β, every accuracy known."""
+    levels = {
+        (RELEASED, CLEAN): {0.0: (0.9, 0.9)},
+        (CORRECTED, CLEAN): {0.0: (0.9, 0.9)},
+        (RELEASED, FGSM): {0.1: (0.3, released), 1.0: (0.05, 0.2)},
+        (RELEASED, ONE_GRADIENT_PGD): {0.1: (0.1, 0.3), 1.0: (0.0, 0.05)},
+        (CORRECTED, FGSM): {0.1: (0.3, 0.25), 1.0: (0.0, 0.0)},
+        (CORRECTED, PGD): {0.1: (0.1, 0.12), 1.0: (0.0, 0.01)},
+    }
+    rows = [
+        (seed, beta, protocol, attack, epsilon, values[int(beta > 0)] + 0.01 * seed * (1 + (beta > 0)))
+        for (protocol, attack), radii in levels.items()
+        for epsilon, values in radii.items()
+        for beta in (0.0, 5.0)
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(rows, columns=["seed", "beta", "protocol", "attack", "epsilon", "accuracy"])
+
+
+def test_key_numbers_of_known_curves() -> None:
+    numbers = robustness.key_numbers(made_up(), epsilon=0.0774, epsilon_broken=0.9)
+    assert (numbers["epsilon"], numbers["epsilon_broken"]) == (0.1, 1.0)
+    assert numbers["released_fgsm_ce"] == pytest.approx(0.305)
+    assert numbers["released_fgsm_best"] == pytest.approx(0.61)
+    assert numbers["released_fgsm_beta"] == 5.0
+    assert numbers["released_fgsm_gain"] == pytest.approx(0.305)
+    # Paired differences 0.30 and 0.31: mean ± t(0.975; 1) · sd / √2 = 0.305 ± 12.706 · 0.005.
+    assert numbers["released_fgsm_gain_low"] == pytest.approx(0.305 - 12.7062 * 0.005, abs=1e-5)
+    assert numbers["pgd_gain"] == pytest.approx(0.025)
+    assert numbers["pgd_best_clean"] == pytest.approx(0.91)
+    assert numbers["pgd_broken"] == pytest.approx(0.03)
+
+
+def test_key_numbers_need_cross_entropy_and_another_weight() -> None:
+    for beta in (0.0, 5.0):
+        with pytest.raises(InputError, match="beta"):
+            robustness.key_numbers(made_up().query(f"beta == {beta}"), epsilon=0.1, epsilon_broken=1.0)
+
+
+def test_attack_failures_are_networks_above_chance_at_the_largest_radius() -> None:
+    failures = robustness.attack_failures(made_up(), chance=0.1).set_index(["protocol", "attack"])
+    assert failures["networks"].tolist() == [4, 4, 4, 4]
+    assert failures.loc[(RELEASED, FGSM), "failed"] == 2
+    assert failures["failed"].sum() == 2
+    assert robustness.attack_failures(made_up().query("epsilon < 0.5"), chance=0.1).empty
+
+
+def test_nearest_radius_is_nearest_by_ratio() -> None:
+    table = pd.DataFrame({"epsilon": [0.0, 0.01, 0.1, 1.0]})
+    assert [robustness.nearest_radius(table, e) for e in (0.001, 0.03, 0.04, 0.5)] == [0.01, 0.01, 0.1, 1.0]
+    with pytest.raises(InputError, match="at least one radius above 0"):
+        robustness.nearest_radius(table[:1], 0.1)
+
+
+def test_readings_leave_the_baselines_own_gain_open() -> None:
+    readings = robustness.readings(made_up(), 0.1)
+    assert readings.loc[readings["beta"] == 0, "gain"].isna().all()
+    assert not readings.loc[readings["beta"] > 0, "gain"].isna().any()
+    assert np.allclose(readings["seeds"], 2)

@@ -1,0 +1,55 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from isorepro import stats
+from isorepro.errors import InputError
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 30])
+def test_seed_interval_equals_scipys(count: int) -> None:
+    sample = np.random.default_rng(count).normal(0.7, 0.1, count)
+    expected = scipy_stats.ttest_1samp(sample, 0).confidence_interval(0.95)
+    assert stats.seed_interval(sample) == pytest.approx((sample.mean(), expected.low, expected.high))
+
+
+def test_one_seed_has_no_interval() -> None:
+    mean, low, high = stats.seed_interval([0.4])
+    assert mean == 0.4
+    assert np.isnan([low, high]).all()
+
+
+def table() -> pd.DataFrame:
+    rows = [
+        (seed, beta, epsilon, 0.9 - 0.1 * epsilon + 0.05 * beta + 0.01 * seed * (1 + beta))
+        for seed in range(4)
+        for beta in (0.0, 1.0)
+        for epsilon in (0.1, 0.2)
+    ]
+    return pd.DataFrame(rows, columns=["seed", "beta", "epsilon", "accuracy"])
+
+
+def test_over_seeds_has_one_row_per_setting_in_order_and_clips_its_interval() -> None:
+    summary = stats.over_seeds(table(), "accuracy", ["beta", "epsilon"], bounds=(0, 0.95))
+    assert summary[["beta", "epsilon"]].to_numpy().tolist() == [[0, 0.1], [0, 0.2], [1, 0.1], [1, 0.2]]
+    assert (summary["seeds"] == 4).all()
+    assert summary["high"].max() == 0.95
+    group = table().query("beta == 1 and epsilon == 0.2")["accuracy"]
+    assert tuple(summary.iloc[3][["mean", "low"]]) == pytest.approx(stats.seed_interval(group)[:2])
+
+
+def test_paired_differences_equal_scipys_paired_test() -> None:
+    differences = stats.paired_differences(table(), "accuracy", ["epsilon"], "beta", 0.0)
+    wide = table().query("epsilon == 0.1").pivot(index="seed", columns="beta", values="accuracy")
+    expected = scipy_stats.ttest_rel(wide[1.0], wide[0.0]).confidence_interval(0.95)
+    assert differences["beta"].tolist() == [1.0, 1.0]
+    assert tuple(differences.iloc[0][["mean", "low", "high"]]) == pytest.approx(
+        ((wide[1.0] - wide[0.0]).mean(), expected.low, expected.high)
+    )
+
+
+def test_a_seed_without_its_baseline_is_refused() -> None:
+    broken = table().query("not (seed == 2 and beta == 0)")
+    with pytest.raises(InputError, match="every seed needs the baseline 0"):
+        stats.paired_differences(broken, "accuracy", ["epsilon"], "beta", 0.0)

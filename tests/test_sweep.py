@@ -1,0 +1,208 @@
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from isorepro import paths, robustness, sweep
+from isorepro.errors import InputError
+from isorepro.training import TrainedModel, TrainingConfig, train
+
+BASE = TrainingConfig(epochs=1, train_size=300, K=10.0, device="cpu")
+CONFIGS = sweep.grid(BASE, beta=[0.0, 1.0], seed=[0, 1])
+EPSILONS = [0.05, 0.1]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own; the unpacked data is shared."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    (output / "data").mkdir(exist_ok=True)
+    (folder / "data").symlink_to(output / "data")
+    monkeypatch.setenv("ISOREPRO_OUTPUT", str(folder))
+    return folder / "cache"
+
+
+def same(a: TrainedModel, b: TrainedModel) -> bool:
+    states = a.model.state_dict(), b.model.state_dict()
+    return a.history.equals(b.history) and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def files(cache: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+
+
+def test_grid_is_the_product_last_field_fastest() -> None:
+    assert [(c.beta, c.seed) for c in CONFIGS] == [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]
+    with pytest.raises(InputError, match="unknown field of TrainingConfig 'betas'"):
+        sweep.grid(BASE, betas=[1.0])
+
+
+def test_parallel_serial_and_kept_networks_have_the_same_bits(cache: Path) -> None:
+    parallel = sweep.train_all(CONFIGS, jobs=2)
+    written = files(cache)
+    kept = sweep.train_all(CONFIGS, jobs=2)
+    assert files(cache) == written
+    assert len(written) == 4
+    shutil.rmtree(cache)
+    serial = sweep.train_all(CONFIGS, jobs=1)
+    torch.set_num_threads(1)
+    for config, one, two, three in zip(CONFIGS, parallel, kept, serial, strict=True):
+        assert one.config == two.config == config
+        assert same(one, two)
+        assert same(one, three)
+        assert same(one, train(config))
+
+
+def test_equal_networks_are_trained_once_and_returned_under_the_config_asked_for(cache: Path) -> None:
+    asked = [TrainingConfig(**BASE.model_dump() | {"beta": 0.0, "K": K}) for K in (1.0, 10.0)]
+    first, second = sweep.train_all(asked, jobs=1)
+    assert len(files(cache)) == 1
+    assert (first.config.K, second.config.K) == (1.0, 10.0)
+    assert same(first, second)
+
+
+def test_measurements_are_kept_by_function_and_parameters(cache: Path) -> None:
+    models = sweep.train_all(CONFIGS, jobs=1)
+    fresh = sweep.measure(models, robustness.curves, jobs=2, epsilons=EPSILONS, pgd_steps=2, test_size=100)
+    written = files(cache)
+    kept = sweep.measure(models, robustness.curves, jobs=2, epsilons=EPSILONS, pgd_steps=2, test_size=100)
+    pd.testing.assert_frame_equal(fresh, kept, check_exact=True)
+    assert files(cache) == written
+    assert list(fresh.columns[:4]) == ["form", "beta", "K", "seed"]
+    alone = robustness.curves(models[2], epsilons=EPSILONS, pgd_steps=2, test_size=100)
+    of_third = fresh.query("beta == 1 and seed == 0").iloc[:, 4:].reset_index(drop=True)
+    pd.testing.assert_frame_equal(of_third, alone, check_exact=True)
+    sweep.measure(models, robustness.curves, jobs=1, epsilons=EPSILONS, pgd_steps=3, test_size=100)
+    assert len(files(cache)) == len(written) + 4
+
+
+def test_an_interrupted_sweep_keeps_what_was_finished(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    def dies_at_the_third(config: TrainingConfig) -> TrainedModel:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(config.seed)
+        return train(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "train", dies_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.train_all(CONFIGS, jobs=1)
+    written = files(cache)
+    assert len(written) == 2
+    sweep.train_all(CONFIGS, jobs=1)
+    assert len(files(cache)) == 4
+    assert written.items() <= files(cache).items()
+
+
+@pytest.mark.parametrize("harm", ["truncated", "bit flipped", "history changed"])
+def test_a_damaged_network_is_said_and_trained_again(
+    cache: Path, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    (before,) = sweep.train_all(CONFIGS[:1], jobs=1)
+    (path,) = (cache / "models").iterdir()
+    content = path.read_bytes()
+    if harm == "truncated":
+        path.write_bytes(content[:-10])
+    elif harm == "bit flipped":
+        path.write_bytes(content[:-10] + bytes([content[-10] ^ 1]) + content[-9:])
+    else:
+        path.write_bytes(content.replace(b"cross_entropy", b"cross_entr0py"))
+    (after,) = sweep.train_all(CONFIGS[:1], jobs=1)
+    assert same(before, after)
+    assert path.read_bytes()[:64] == content[:64]
+    assert f"the kept network {path} is damaged and is trained again" in capsys.readouterr().err
+
+
+def test_a_damaged_table_is_said_and_measured_again(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = sweep.train_all(CONFIGS[:1], jobs=1)
+    options = {"jobs": 1, "epsilons": EPSILONS, "pgd_steps": 1, "test_size": 50}
+    before = sweep.measure(models, robustness.curves, **options)
+    (path,) = (cache / "tables").iterdir()
+    envelope = json.loads(path.read_text())
+    path.write_text(json.dumps(envelope | {"columns": envelope["columns"].replace("0.", "1.", 1)}))
+    after = sweep.measure(models, robustness.curves, **options)
+    pd.testing.assert_frame_equal(before, after, check_exact=True)
+    assert f"the kept table {path} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "trains_again", "measures_again"),
+    [
+        ("losses.py", "d_h - d_x", "d_h - 1 * d_x", True, True),
+        ("models.py", "nn.Tanh()", "nn.ReLU()", True, True),
+        ("data.py", "255", "256", True, True),
+        ("attacks.py", "gradient.sign()", "gradient", False, True),
+        ("losses.py", "# ", "# another word ", False, False),
+        ("attacks.py", "Fast gradient sign method", "The fast gradient sign method", False, False),
+        ("plots.py", "WIDE, NARROW = 8.2", "WIDE, NARROW = 9.9", False, False),
+        ("errors.py", "allowed are", "allowed:", False, False),
+        ("results.py", "Download", "Get", False, False),
+    ],
+)
+def test_what_invalidates(
+    tmp_path: Path, file: str, old: str, new: str, trains_again: bool, measures_again: bool
+) -> None:
+    package = Path(shutil.copytree(sweep.PACKAGE, tmp_path / "isorepro"))
+    before = [sweep.source_fingerprint(f"isorepro.{m}", package) for m in ("training", "robustness")]
+    text = (package / file).read_text()
+    # A text without such a place would let the test pass for nothing.
+    text = text + "# " if old == "# " and old not in text else text
+    assert old in text
+    (package / file).write_text(text.replace(old, new))
+    after = [sweep.source_fingerprint(f"isorepro.{m}", package) for m in ("training", "robustness")]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [trains_again, measures_again]
+
+
+def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainingConfig(beta=1.0, device="cpu")
+    other = {
+        "train_size": 10,
+        "form": "normalised",
+        "beta": 2.0,
+        "K": 2.0,
+        "width": 50,
+        "depth": 2,
+        "epochs": 1,
+        "batch_size": 10,
+        "learning_rate": 0.1,
+        "seed": 1,
+    }
+    assert other.keys() == TrainingConfig.model_fields.keys() - {"dataset", "device"}
+    keys = {sweep.model_key(TrainingConfig(**config.model_dump() | {k: v})) for k, v in other.items()}
+    assert len(keys | {sweep.model_key(config)}) == len(other) + 1
+    before = sweep.model_key(config)
+    monkeypatch.setattr(sweep, "version", lambda name: "another")
+    assert sweep.model_key(config) != before
+
+
+def test_what_cannot_be_kept_is_refused(trained: TrainedModel) -> None:
+    with pytest.raises(InputError, match="at least one network"):
+        sweep.measure([], robustness.curves)
+    with pytest.raises(InputError, match="must be a function of a module"):
+        sweep.measure([trained], lambda model: pd.DataFrame())
+    with pytest.raises(InputError, match="must be plain data"):
+        sweep.measure([trained], robustness.curves, epsilons=torch.ones(2))
+    with pytest.raises(InputError, match="jobs: must be at least 1, not 0"):
+        sweep.train_all(CONFIGS[:1], jobs=0)
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder" / "file"
+    paths.write_atomically(path, "old")
+
+    def fails_half_way(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fails_half_way)
+    with pytest.raises(OSError, match="No space left"):
+        paths.write_atomically(path, "newer")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
