@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +33,16 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run the notebooks of a profile and build the book; what is up to date is not done again."""
-    import time
-
     from isorepro import book, runner
 
     started = time.monotonic()
     planned = runner.plan(profile, _names(only or []), _assignments(parameter or []))
     say(f"profile '{profile}': {len(planned.notebooks)} notebook(s), results in {_shown(planned.folder)}")
-    runner.run(planned, jobs)
+    try:
+        runner.run(planned, jobs)
+    except KeyboardInterrupt:
+        say("interrupted: finished work is kept, the same command goes on from there")
+        raise typer.Exit(130) from None
     if not planned.whole:
         for notebook in planned.notebooks:
             print(f"notebook: {_shown(planned.folder / 'notebooks' / notebook)}.ipynb")
@@ -97,8 +100,6 @@ def main() -> None:
         # A full disk or a read-only folder: files are written whole or not at all, so nothing is lost.
         place = f": {error.filename}" if error.filename else ""
         sys.exit(_told(f"{error.strerror or error}{place} (finished work is kept)", 1))
-    except KeyboardInterrupt:
-        sys.exit(_told("interrupted; finished work is kept, the same command goes on from there", 130))
 
 
 def _told(message: object, status: int) -> int:

@@ -24,7 +24,7 @@ HELD, FOOLED = "#0063a6", "#c0430a"
 # A sequence whose steps differ in lightness as well as hue, so that it survives colour blindness and grey;
 # its dark end shows on a light page, its light end on a dark one.
 _PLASMA = mpl.colormaps["plasma"]
-SEQUENCE = [mpl.colors.to_hex(_PLASMA(position)) for position in np.linspace(0.02, 0.66, 12)]
+SEQUENCE = [mpl.colors.to_hex(_PLASMA(position)) for position in np.linspace(0.02, 0.6, 12)]
 
 DARK = {
     INK: "#e4e8ec",

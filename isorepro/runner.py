@@ -246,7 +246,12 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int |
 
 def _failure(notebook: str, executed: Path, log: Path) -> str:
     if executed.is_file():
-        code = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+        # Cells are counted as in the source, without the one papermill puts in for the parameters.
+        code = [
+            cell
+            for cell in nbformat.read(executed, as_version=4).cells
+            if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+        ]
         for number, cell in enumerate(code, start=1):
             for found in cell.get("outputs", []):
                 if found.output_type == "error":

@@ -1,0 +1,248 @@
+"""The smoke profile, run as a user would, and its book opened in a browser."""
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from isorepro import book, runner
+from isorepro.errors import NotebookError
+
+pytestmark = pytest.mark.slow
+
+VIEWS = {
+    "desktop": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "phone": {"viewport": {"width": 360, "height": 780}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+}
+
+
+def reproduce(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "isorepro.cli", "reproduce", "--profile", "smoke", *arguments],
+        env=os.environ | {"ISOREPRO_OUTPUT": str(output)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(output: Path) -> Path:
+    """The folder of a finished smoke run."""
+    done = reproduce(output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"book:     {output}/smoke/book/index.html" in done.stdout
+    return output / "smoke"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        if os.environ.get("ISOREPRO_REQUIRE_BROWSER"):
+            pytest.fail("no chromium on this machine")
+        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=chromium,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+            ],
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def site(run: Path) -> Iterator[str]:
+    """The book served over http on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(run / "book"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def pages(run: Path) -> list[str]:
+    found = [path.relative_to(run / "book").as_posix() for path in (run / "book").rglob("*.html")]
+    return sorted(name for name in found if not name.startswith(("_static", "results", "genindex")))
+
+
+def visit(page: Page, address: str, own: str) -> list[str]:
+    """Open a page and return what is wrong with it."""
+    faults: list[str] = []
+    page.on("console", lambda m: faults.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(f"script: {error}"))
+    page.on("request", lambda r: None if r.url.startswith((own, "data:")) else faults.append(f"foreign: {r.url}"))
+    page.on("requestfailed", lambda r: faults.append(f"failed: {r.url}"))
+    page.on("response", lambda r: faults.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+    page.goto(address)
+    page.wait_for_load_state("networkidle")
+    faults += page.evaluate(
+        """() => [...document.images].filter(i => i.offsetParent && !(i.complete && i.naturalWidth))
+               .map(i => 'image: ' + i.src)"""
+    )
+    width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    if width[0] > width[1]:
+        faults.append(f"scrolls sideways: {width}")
+    return faults
+
+
+def links(page: Page) -> list[str]:
+    found: list[str] = page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
+    return found
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_every_page_opens_clean(run: Path, browser: Browser, site: str, view: str, scheme: str) -> None:
+    root = site if scheme == "http" else (run / "book").as_uri()
+    assert len(pages(run)) >= 5
+    faults = {}
+    context = browser.new_context(**VIEWS[view])
+    for name in pages(run):
+        page = context.new_page()
+        found = visit(page, f"{root}/{name}", root)
+        if found:
+            faults[name] = found
+        page.close()
+    context.close()
+    assert not faults
+
+
+def test_no_link_is_broken(run: Path, browser: Browser) -> None:
+    root = run / "book"
+    broken = []
+    page = browser.new_page()
+    ids: dict[Path, set[str]] = {}
+    for name in pages(run):
+        page.goto((root / name).as_uri())
+        for link in links(page):
+            if not link.startswith("file:"):
+                continue
+            path, _, fragment = link.removeprefix("file://").partition("#")
+            target = Path(path.partition("?")[0])
+            if not target.is_file():
+                broken.append(f"{name}: {link}")
+            elif fragment and target.suffix == ".html":
+                if target not in ids:
+                    ids[target] = set(re.findall(r'\bid="([^"]+)"', target.read_text()))
+                if fragment not in ids[target]:
+                    broken.append(f"{name}: {link}")
+    page.close()
+    assert not broken
+
+
+def test_formulas_are_typeset_and_search_finds_the_method(browser: Browser, site: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{site}/method.html")
+    page.wait_for_selector("mjx-container")
+    assert page.locator("mjx-container").count() > 10
+    assert page.locator("mjx-merror").count() == 0
+    page.goto(f"{site}/search.html?q=isometry")
+    page.wait_for_selector("#search-results li a")
+    assert any("method.html" in link for link in links(page))
+    page.close()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_figures_show_one_drawing_in_the_colours_of_the_page(browser: Browser, site: str, view: str) -> None:
+    context = browser.new_context(**VIEWS[view])
+    page = context.new_page()
+    page.goto(f"{site}/notebooks/mnist_robustness.html")
+    figures = page.locator("figure.isorepro-figure")
+    assert figures.count() == 2
+    for number in range(2):
+        figure = figures.nth(number)
+        shown = "narrow" if view == "phone" else "wide"
+        hidden = "wide" if view == "phone" else "narrow"
+        assert figure.locator(f".isorepro-{shown}").is_visible()
+        assert not figure.locator(f".isorepro-{hidden}").is_visible()
+        assert len(figure.locator("figcaption").inner_text()) > 100
+        assert len(figure.locator("[role=img]").first.get_attribute("aria-label") or "") > 50
+    ink = page.evaluate(
+        """() => getComputedStyle([...document.querySelectorAll('.isorepro-figure svg text')]
+               .find(t => t.textContent.includes('classification rate'))).fill"""
+    )
+    assert (
+        sum(map(int, re.findall(r"\d+", ink))) > 600
+        if view == "dark"
+        else sum(map(int, re.findall(r"\d+", ink))) < 200
+    )
+    context.close()
+
+
+def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site: str) -> None:
+    numbers = json.loads((run / "results/mnist_robustness/numbers.json").read_text())
+    page = browser.new_page()
+    page.goto(f"{site}/index.html")
+    text = page.locator("article").inner_text()
+    for name in ("released_fgsm_ce", "released_fgsm_best", "pgd_ce", "pgd_best"):
+        assert f"{numbers[name]:.0%}" in text
+    assert "smoke" in page.locator(".bd-header-announcement").inner_text()
+    page.goto(f"{site}/reproduce.html")
+    manifest = json.loads((run / "manifest.json").read_text())
+    text = page.locator("article").inner_text()
+    assert manifest["commit"] in text
+    assert manifest["versions"]["torch"] in text
+    page.close()
+
+
+def test_the_tables_are_complete(run: Path) -> None:
+    curves = pd.read_csv(run / "results/mnist_robustness/curves_by_seed.csv")
+    assert len(curves) == 2 * 2 * (2 + 4 * 4)  # β × seeds × (clean of each protocol + attacks × radii)
+    assert curves["accuracy"].between(0, 1).all()
+    pgd = curves[curves["attack"] == "PGD"].sort_values("epsilon").groupby(["beta", "seed"])["accuracy"]
+    assert pgd.apply(lambda accuracy: accuracy.is_monotonic_decreasing).all()
+
+
+def test_a_second_call_does_nothing_again(run: Path, output: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    done = reproduce(output)
+    assert "mnist_robustness: up to date" in done.stderr
+    assert "book: up to date" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{number}`mnist_robustness:pgd_ce:.0%`", "{number}`mnist_robustness:no_such_number:.0%`"),
+        ("{doc}`The method page <method>`", "{doc}`The method page <methods>`"),
+        ("{cite:p}`beshkov2025`", "{cite:p}`nobody2025`"),
+        ("{run-figure} mnist_robustness/robustness", "{run-figure} mnist_robustness/no_such_figure"),
+    ],
+    ids=["number", "page", "citation", "figure"],
+)
+def test_a_book_with_a_hole_does_not_build_and_the_old_one_stays(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    sources = Path(shutil.copytree(book.SOURCES, tmp_path / "book"))
+    text = (sources / "index.md").read_text()
+    assert old in text
+    (sources / "index.md").write_text(text.replace(old, new))
+    monkeypatch.setattr(book, "SOURCES", sources)
+    with pytest.raises(NotebookError, match=r"the book did not build: .*WARNING"):
+        book.build(runner.plan("smoke"))
+    assert (run / "book/index.html").is_file()

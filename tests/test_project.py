@@ -1,0 +1,133 @@
+"""The promises of the repository itself: its files agree with each other, and nothing private is in them."""
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from isorepro import cli, paths, runner
+
+ROOT = paths.ROOT
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_environment_has_the_dependencies_of_the_project() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (entry["pip"] for entry in environment if isinstance(entry, dict))
+    assert pip[0] == "-c requirements.lock"
+    assert pip[-1] == "-e ."
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["explore"]
+    assert sorted(map(str, map(Requirement, pip[1:-1]))) == sorted(map(str, map(Requirement, wanted)))
+    assert f"python={PROJECT['requires-python'].removeprefix('>=')}" in environment
+
+
+def test_lock_names_an_exact_version_inside_the_range_of_every_dependency() -> None:
+    lines = (ROOT / "requirements.lock").read_text().split()
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._!]+", line) for line in lines)
+    locked = {
+        re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.split("==") for line in lines)
+    }
+    for text in itertools.chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
+        requirement = Requirement(text)
+        assert locked[re.sub(r"[-_.]+", "-", requirement.name).lower()] in requirement.specifier
+
+
+def test_readme_and_makefile_name_the_same_commands_and_profiles() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z]+)", readme, flags=re.MULTILINE))
+    assert {"reproduce", "test"} <= named <= targets
+    for profile in runner.profile_names():
+        assert profile in readme
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_every_profile_is_valid_and_says_what_it_costs() -> None:
+    for profile in runner.profile_names():
+        planned = runner.plan(profile)
+        assert set(planned.notebooks) == set(runner.notebook_names())
+        head = (runner.PROFILES / f"{profile}.yml").read_text().split("\n")[:2]
+        assert all(line.startswith("# ") for line in head)
+        assert head[1].startswith("# Cost: ")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_prose_parameters_calls_and_figures(path: Path) -> None:
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    for cell in code:
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.For | ast.While | ast.Lambda)
+    for found in runner.parameters(path.stem).values():
+        assert found.check(found.default, path.stem) == found.default
+        assert len(found.meaning) > 10, found.name
+
+
+def test_no_registry_and_no_path_of_a_machine_is_named() -> None:
+    forbidden = re.compile(
+        "|".join(
+            ["index" + "-url", "find" + "-links", "pypi" + r"\.org", "/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/"]
+        )
+    )
+    for path in tracked():
+        if path.suffix in (".gz", ".png"):
+            continue
+        found = forbidden.search(path.read_text())
+        assert not found, f"{path}: {found and found.group()}"
+
+
+def test_modules_import_only_what_lies_below_them() -> None:
+    order = [
+        "errors",
+        "paths",
+        "progress",
+        "stats",
+        "data",
+        "losses",
+        "models",
+        "training",
+        "attacks",
+        "robustness",
+    ]
+    order += ["sweep", "plots", "results", "runner", "book", "cli"]
+    modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
+    assert set(order) == set(modules)
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("isorepro"):
+                dotted = [node.module.removeprefix("isorepro").strip("."), *(alias.name for alias in node.names)]
+                for other in set(dotted) & set(modules):
+                    assert order.index(other) < order.index(name), f"{name} imports {other}"
+
+
+def test_the_command_line_starts_without_loading_torch() -> None:
+    program = "import sys, isorepro.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert {command.callback.__name__ for command in cli.app.registered_commands} == {
+        "reproduce",
+        "list_",
+        "clean",
+    }
+
+
+@pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)
+def test_lint(tool: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,266 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from isorepro import cli, paths, runner
+from isorepro.errors import InputError, NotebookError
+
+PARAMETERS = """
+count: int = 2  # how many
+rate: float = 0.5  # how fast
+names: list[str] = ["a"]  # who
+form: Literal["raw", "normalised"] = "raw"  # which
+size: int | None = None  # how big
+fail: bool = False  # whether to fail
+"""
+BODY = """
+from pathlib import Path
+from isorepro.results import Results
+from isorepro.progress import track
+with (Path("{folder}") / "executions").open("a") as file:
+    file.write("x")
+for _ in track(range(3), total=3, what="things"):
+    pass
+Results("tiny").numbers(product=count * rate)
+"""
+CHECK = 'if fail:\n    raise ValueError("first line\\nthe last line")'
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Notebooks, profiles and an output folder of the test's own."""
+    notebooks = tmp_path / "notebooks"
+    (notebooks / "profiles").mkdir(parents=True)
+    write_notebook(notebooks / "tiny.ipynb", BODY.format(folder=tmp_path))
+    (notebooks / "profiles" / "quick.yml").write_text("# Cost: none\ntiny:\n  count: 3\n")
+    (notebooks / "profiles" / "wrong.yml").write_text("tiny:\n  rate: 1e-3\n")
+    (notebooks / "profiles" / "unknown.yml").write_text("tiny:\n  cuont: 3\n")
+    monkeypatch.setattr(runner, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(runner, "PROFILES", notebooks / "profiles")
+    monkeypatch.setenv("ISOREPRO_OUTPUT", str(tmp_path / "output"))
+    return tmp_path
+
+
+def write_notebook(path: Path, body: str) -> None:
+    cells = [
+        nbformat.v4.new_code_cell(text.strip()) for text in ("from typing import Literal", PARAMETERS, body, CHECK)
+    ]
+    cells[1].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+def executions(workspace: Path) -> int:
+    path = workspace / "executions"
+    return len(path.read_text()) if path.exists() else 0
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run the command line in this process; return its exit status and all it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["isorepro", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out + printed.err
+
+    return run
+
+
+@pytest.mark.usefixtures("workspace")
+def test_parameters_are_read_with_type_default_and_meaning() -> None:
+    found = runner.parameters("tiny")
+    assert list(found) == ["count", "rate", "names", "form", "size", "fail"]
+    assert found["names"] == runner.Parameter("names", "list[str]", ["a"], "who")
+    assert found["size"].default is None
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_plan_holds_every_parameter_and_overrides_get_a_folder_of_their_own() -> None:
+    plain, changed = runner.plan("quick"), runner.plan("quick", overrides={"rate": 2, "form": "normalised"})
+    assert plain.notebooks["tiny"] == {
+        "count": 3, "rate": 0.5, "names": ["a"], "form": "raw", "size": None, "fail": False,
+    }  # fmt: skip
+    assert changed.notebooks["tiny"] | {"rate": 0.5, "form": "raw"} == plain.notebooks["tiny"]
+    assert changed.folder != plain.folder
+    assert changed.folder != runner.plan("quick", overrides={"rate": 3}).folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--profile", "qick"],
+            "unknown profile 'qick': allowed are quick, unknown, wrong; did you mean 'quick'?",
+        ),
+        (["--only", "tny"], "unknown notebook 'tny': allowed are tiny; did you mean 'tiny'?"),
+        (["-p", "cuont=3"], "unknown parameter 'cuont': allowed are count, .*; did you mean 'count'?"),
+        (["-p", "count=1.5"], r"notebook 'tiny': count \(int\): must be a valid integer, not 1.5"),
+        (["-p", "count=true"], r"count \(int\): must be a valid integer, not True"),
+        (["-p", "rate=1e-3"], r"rate \(float\): must be a valid number, not '1e-3' \(in YAML write 1.0e-3"),
+        (["-p", "names=[a, 2]"], r"names \(list\[str\]\): \[1\]: must be a valid string, not 2"),
+        (["-p", "form=squared"], "must be 'raw' or 'normalised', not 'squared'"),
+        (["-p", "count"], "-p count: must be name=value"),
+        (["-p", "count=[1"], r"-p count=\[1: the value must be YAML"),
+        (["--profile", "wrong"], r"rate \(float\): must be a valid number, not '1e-3'"),
+        (["--profile", "unknown"], "unknown parameter of notebook 'tiny' in profile 'unknown' 'cuont'"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line_before_anything_runs(
+    workspace: Path, command: Callable[..., tuple[int, str]], arguments: list[str], message: str
+) -> None:
+    status, printed = command("reproduce", *arguments)
+    assert status == 2
+    assert len(printed.strip().splitlines()) == 1
+    assert printed.startswith("error: ")
+    assert not (workspace / "output").exists()
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(printed)
+
+
+def test_jobs_below_one_and_unknown_options_are_refused(command: Callable[..., tuple[int, str]]) -> None:
+    for arguments in (["--jobs", "0"], ["--profil", "quick"]):
+        status, printed = command("reproduce", *arguments)
+        assert status == 2
+        assert "Traceback" not in printed
+
+
+def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path) -> None:
+    planned = runner.plan("quick")
+    assert runner.run(planned)
+    assert json.loads((planned.folder / "results/tiny/numbers.json").read_text()) == {"product": 1.5}
+    executed = nbformat.read(planned.folder / "notebooks/tiny.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in executed.cells)
+    assert not runner.run(planned)
+    assert executions(workspace) == 1
+    (planned.folder / "results/tiny/numbers.json").write_text("{}")  # damaged
+    assert runner.run(planned)
+    assert json.loads((planned.folder / "results/tiny/numbers.json").read_text()) == {"product": 1.5}
+    write_notebook(runner.NOTEBOOKS / "tiny.ipynb", BODY.format(folder=workspace) + "\nprint(1)")
+    assert runner.run(planned)
+    assert executions(workspace) == 3
+    manifest = json.loads((planned.folder / "manifest.json").read_text())
+    assert manifest["profile"] == "quick"
+    assert manifest["notebooks"]["tiny"]["parameters"]["count"] == 3
+    assert manifest["versions"].keys() >= {"python", "torch", "torchvision", "numpy"}
+    assert manifest["notebooks"]["tiny"]["cpu_seconds"] > 0
+
+
+def test_a_failing_cell_is_named_and_earlier_results_stay(
+    workspace: Path, command: Callable[..., tuple[int, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner.run(runner.plan("quick"))
+    before = {path: path.read_bytes() for path in (workspace / "output").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    (runner.PROFILES / "quick.yml").write_text("tiny:\n  fail: true\n")
+    status, printed = command("reproduce")
+    assert status == 1
+    assert "notebook 'tiny', code cell 4: the last line (kept at " in printed
+    assert "    things: 3/3" in printed
+    assert "Traceback" not in printed
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_kernel_that_dies_is_an_error(workspace: Path) -> None:
+    write_notebook(runner.NOTEBOOKS / "tiny.ipynb", "import os\nos._exit(3)")
+    with pytest.raises(NotebookError, match=r"notebook 'tiny': .*log at"):
+        runner.run(runner.plan("quick"))
+    assert not (workspace / "output/quick/notebooks").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_told_in_one_line(
+    workspace: Path, command: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "file").write_text("")
+    monkeypatch.setenv("ISOREPRO_OUTPUT", str(workspace / "file" / "below"))
+    status, printed = command("reproduce")
+    assert status == 1
+    assert f"error: Not a directory: {workspace}/file" in printed
+    assert "Traceback" not in printed
+
+
+def test_list_names_profiles_notebooks_and_parameters(
+    workspace: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    status, printed = command("list")
+    assert status == 0
+    assert "profile quick\n  Cost: none\n" in printed
+    assert "  rate: float = 0.5  how fast\n" in printed
+
+
+def test_clean_keeps_networks_unless_told_otherwise(
+    workspace: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    folders = [workspace / "output" / name for name in ("cache", "data", "quick")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert command("clean")[0] == 0
+    assert [folder.exists() for folder in folders] == [True, True, False]
+    assert command("clean", "--all")[0] == 0
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_a_notebook_without_parameters_is_refused(workspace: Path) -> None:
+    nbformat.write(nbformat.v4.new_notebook(), runner.NOTEBOOKS / "tiny.ipynb")
+    with pytest.raises(InputError, match="notebook 'tiny' has no cell tagged 'parameters'"):
+        runner.plan("quick")
+
+
+@pytest.mark.slow
+def test_interrupted_half_way_it_resumes_with_the_same_numbers(output: Path, tmp_path: Path) -> None:
+    """A real run, stopped by Ctrl-C between two networks; compared with one that was left alone."""
+    arguments = [sys.executable, "-m", "isorepro.cli", "reproduce", "--profile", "smoke", "--jobs", "1"]
+    arguments += ["--only", "mnist_robustness", "-p", "epochs=2", "-p", "train_size=6000"]
+    tables, again = [], ""
+    for name, stop in (("stopped", True), ("whole", False)):
+        environment = os.environ | {"ISOREPRO_OUTPUT": str(tmp_path / name)}
+        if stop:
+            process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+            models = tmp_path / name / "cache" / "models"
+            deadline = time.monotonic() + 90
+            while not (models.exists() and list(models.glob("*.safetensors"))):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+            assert process.returncode == 130, said
+            assert "finished work is kept" in said
+            assert "Traceback" not in said
+            assert 1 <= len(list(models.glob("*.safetensors"))) < 4
+        again = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stderr
+        (folder,) = (tmp_path / name).glob("smoke-*")
+        tables.append((folder / "results/mnist_robustness/curves_by_seed.csv").read_bytes())
+        assert ("kept from before" in again) == stop
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_a_damaged_archive_ends_a_run_in_one_line(tmp_path: Path) -> None:
+    for folder in ("data", "notebooks"):
+        (tmp_path / folder).mkdir()
+        subprocess.run(["cp", "-r", str(paths.ROOT / folder), str(tmp_path)], check=True)
+    archive = tmp_path / "data/mnist/train-images-idx3-ubyte.gz"
+    archive.write_bytes(archive.read_bytes()[:-1000])
+    environment = os.environ | {"ISOREPRO_ROOT": str(tmp_path), "ISOREPRO_OUTPUT": str(tmp_path / "output")}
+    done = subprocess.run(
+        [sys.executable, "-m", "isorepro.cli", "reproduce", "--profile", "smoke"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: notebook 'mnist_robustness', code cell 3: DataError: ")
+    assert f"{archive} is damaged or altered: SHA-256 expected 0b367032" in last
+    assert "Traceback" not in done.stderr
