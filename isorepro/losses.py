@@ -23,25 +23,25 @@ def isometry(
     K: float = 1.0,
     form: Form = "raw",
 ) -> Tensor:
-    r"""Return the penalty on distances that change inside a class (paper, section 2).
+    """Return the penalty on distances that change inside a class (the paper's loss).
 
-    With :math:`D_h` the distances between representations, :math:`D_x` those between inputs and
-    :math:`E_{ij} = 1` where :math:`y_i = y_j`, else 0:
+    With D_h the distances between representations, D_x those between inputs, and
+    E_ij = 1 where y_i = y_j, else 0:
 
-    * raw: :math:`\beta \operatorname{mean}_{ij} (K E D_h - E D_x)^2`;
-    * normalised:
-      :math:`\beta [\operatorname{mean}_{ij} (\frac{E D_h}{K \max E D_h} - \frac{E D_x}{\max E D_x})^2]^2`.
+    * raw:        β · mean_ij (K·E·D_h − E·D_x)²
+    * normalised: β · [mean_ij (E·D_h / (K·max E·D_h) − E·D_x / max E·D_x)²]²
 
-    The mean runs over all B² pairs, those of different classes included as zeros. In the normalised form
-    distances that are all zero stay zero.
+    The mean runs over all B² pairs, those of different classes included as zeros.
+    In the normalised form, distances that are all zero stay zero.
 
     Args:
         representation: (B, …), any finite values.
         input_distances: (B, B), from :func:`pairwise_distances` of the inputs.
         labels: (B,), int64.
         beta: weight of the term, ≥ 0.
-        K: factor on the representation distances, > 0 (``lambda2`` in the released code).
-        form: "raw" (code from November 2022 on) or "normalised" (September 2022, arXiv v1 figures).
+        K: factor on the representation distances, > 0 ("lambda2" in the release).
+        form: "raw" (released code from November 2022 on) or "normalised"
+            (September 2022; the figures of arXiv v1).
 
     Returns:
         A scalar ≥ 0.

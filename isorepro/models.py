@@ -9,7 +9,7 @@ class Stack(nn.Module):
     """Fully connected tanh blocks, coarse level first, each read out by a linear head of its own.
 
     An input layer (in_features → width, tanh) leads into the first block; every block has ``depth``
-    orthogonally initialised hidden layers of ``width`` tanh units (paper, section 3). With one level this
+    orthogonally initialised hidden layers of ``width`` tanh units (the paper's network). With one level this
     is the paper's flat network.
 
     Args:

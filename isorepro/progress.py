@@ -30,7 +30,16 @@ def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
 
 def say(line: str) -> None:
     """Print one line on standard error at once."""
-    print(line, file=sys.stderr, flush=True)
+    start = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    print(f"{start}{line}", file=sys.stderr, flush=True)
+
+
+def show(line: str) -> None:
+    """Print a line of progress: on a terminal in place of the one before, else below it."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+    else:
+        say(line)
 
 
 def clock(seconds: float) -> str:

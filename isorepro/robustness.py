@@ -15,7 +15,7 @@ RELEASED, CORRECTED = "as released", "corrected"
 
 ATTACK_LIMIT = 0.5
 """From this L∞ radius on every image in [0, 1] can become uniform grey, so that no classifier can beat chance
-(Carlini et al. 2019, section 5.2); accuracy above chance there shows that the attack failed."""
+(Carlini et al. 2019); accuracy above chance there shows that the attack failed."""
 
 
 def curves(
@@ -93,6 +93,12 @@ def examples(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40) -> p
     return pd.DataFrame(rows, columns=["attack", "epsilon", "index", "label", "predicted", "pixels"])
 
 
+def chance(dataset: str, test_size: int | None = None) -> float:
+    """Return the accuracy of always naming the commonest class of the test set, the most that guessing gives."""
+    labels = data.load(dataset, test_size=test_size).test_labels
+    return float(labels.bincount().max()) / len(labels)
+
+
 def nearest_radius(table: pd.DataFrame, epsilon: float) -> float:
     """Return the measured radius nearest to ``epsilon`` (by ratio) in a table of :func:`curves`.
 
@@ -124,12 +130,12 @@ def readings(table: pd.DataFrame, epsilon: float) -> pd.DataFrame:
     return level.merge(gain, how="left", on=by)
 
 
-def attack_failures(table: pd.DataFrame, chance: float) -> pd.DataFrame:
+def attack_failures(table: pd.DataFrame, guessing: float) -> pd.DataFrame:
     """Find the curves that stay above chance where no classifier can.
 
     Args:
         table: rows of :func:`curves` with their ``beta`` and ``seed``.
-        chance: accuracy of guessing, in (0, 1).
+        guessing: accuracy of guessing (:func:`chance`), in (0, 1).
 
     Returns:
         One row per protocol and attack: networks (their number) and failed (how many of them keep more than
@@ -137,7 +143,7 @@ def attack_failures(table: pd.DataFrame, chance: float) -> pd.DataFrame:
     """
     reached = table[table["epsilon"] >= ATTACK_LIMIT]
     reached = reached[reached["epsilon"] == reached["epsilon"].max()]
-    groups = reached.assign(failed=reached["accuracy"] > chance).groupby(["protocol", "attack"], sort=False)
+    groups = reached.assign(failed=reached["accuracy"] > guessing).groupby(["protocol", "attack"], sort=False)
     counted: pd.DataFrame = groups.agg(networks=("failed", "size"), failed=("failed", "sum"))
     return counted.reset_index()
 

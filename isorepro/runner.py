@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from isorepro import paths
 from isorepro.errors import InputError, NotebookError, first_fault, unknown
-from isorepro.progress import CHANNEL, clock, say
+from isorepro.progress import CHANNEL, clock, say, show
 
 NOTEBOOKS = paths.ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
@@ -219,7 +219,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int |
                 # wait4 also tells the processor time and memory of the kernel and its workers.
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)
                 for line in lines:
-                    say(f"    {line.rstrip()}")
+                    show(f"    {line.rstrip()}")
                 if pid:
                     break
                 time.sleep(0.1)

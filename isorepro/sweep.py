@@ -44,11 +44,14 @@ def grid(base: TrainingConfig, **values: Sequence[Any]) -> list[TrainingConfig]:
     """Return ``base`` with every combination of the given fields, the last field varying fastest.
 
     Raises:
-        InputError: an unknown field or a value it does not allow.
+        InputError: an unknown field, a value it does not allow, or the same value twice.
     """
     for name in values:
         if name not in TrainingConfig.model_fields:
             raise unknown("field of TrainingConfig", name, TrainingConfig.model_fields)
+        if len(set(values[name])) < len(values[name]):
+            # A seed counted twice would make an interval look narrower than it is.
+            raise InputError(f"{name}: must not hold a value twice, not {list(values[name])}")
     return [
         TrainingConfig(**base.model_dump() | dict(zip(values, combination, strict=True)))
         for combination in itertools.product(*values.values())

@@ -101,7 +101,7 @@ def build(config: TrainingConfig, inputs: Tensor, classes: int) -> Stack:
 
 
 def train(config: TrainingConfig) -> TrainedModel:
-    """Train the network of a config by Adam on cross-entropy + isometry (paper, sections 2 and 3).
+    """Train the network of a config by Adam on cross-entropy + isometry (the paper's loss).
 
     Distances are those of one mini-batch at a time: memory does not grow with the square of the set.
 

@@ -81,11 +81,17 @@ def test_key_numbers_need_cross_entropy_and_another_weight() -> None:
 
 
 def test_attack_failures_are_networks_above_chance_at_the_largest_radius() -> None:
-    failures = robustness.attack_failures(made_up(), chance=0.1).set_index(["protocol", "attack"])
+    failures = robustness.attack_failures(made_up(), guessing=0.1).set_index(["protocol", "attack"])
     assert failures["networks"].tolist() == [4, 4, 4, 4]
     assert failures.loc[(RELEASED, FGSM), "failed"] == 2
     assert failures["failed"].sum() == 2
-    assert robustness.attack_failures(made_up().query("epsilon < 0.5"), chance=0.1).empty
+    assert robustness.attack_failures(made_up().query("epsilon < 0.5"), guessing=0.1).empty
+
+
+def test_chance_is_the_share_of_the_commonest_class() -> None:
+    # 1,135 of the 10,000 test images are ones.
+    assert robustness.chance("mnist") == pytest.approx(0.1135)
+    assert robustness.chance("mnist", 200) == pytest.approx(0.115, abs=0.005)
 
 
 def test_nearest_radius_is_nearest_by_ratio() -> None:

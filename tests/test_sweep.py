@@ -39,6 +39,8 @@ def test_grid_is_the_product_last_field_fastest() -> None:
     assert [(c.beta, c.seed) for c in CONFIGS] == [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]
     with pytest.raises(InputError, match="unknown field of TrainingConfig 'betas'"):
         sweep.grid(BASE, betas=[1.0])
+    with pytest.raises(InputError, match="seed: must not hold a value twice"):
+        sweep.grid(BASE, seed=[0, 1, 0])
 
 
 def test_parallel_serial_and_kept_networks_have_the_same_bits(cache: Path) -> None:
