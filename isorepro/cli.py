@@ -26,7 +26,9 @@ app = typer.Typer(
 def reproduce(
     profile: Annotated[str, typer.Option(help="How much to run: smoke, quick or paper.")] = "quick",
     only: Annotated[list[str] | None, typer.Option(help="Run this notebook only; may be repeated.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes [default: one a processor].")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes (default: one for each processor).")
+    ] = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option("-p", "--parameter", help="name=value (YAML), in place of the profile's."),
