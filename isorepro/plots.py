@@ -183,7 +183,7 @@ def reading_table(readings: pd.DataFrame) -> pd.DataFrame:
     One row per network and attack: accuracy in percent and, in points, the difference to the cross-entropy
     network of the same seed with its 95 % interval.
     """
-    gains = 100 * readings[["gain", "gain_low", "gain_high"]].to_numpy()
+    gains = readings[["gain", "gain_low", "gain_high"]].to_numpy()
     table = pd.DataFrame(
         {
             "attack": [
@@ -192,18 +192,20 @@ def reading_table(readings: pd.DataFrame) -> pd.DataFrame:
             ],
             "network": [beta_name(beta) for beta in readings["beta"]],
             "accuracy": [f"{mean:.1%}" for mean in readings["mean"]],
-            "difference to CE, points": [_difference(*gain) for gain in gains],
+            "difference to CE": ["" if np.isnan(gain[0]) else points(*gain) for gain in gains],
         }
     ).drop_duplicates()
     order = table["attack"].drop_duplicates().tolist()
     return table.sort_values("attack", key=lambda names: names.map(order.index), kind="stable")
 
 
-def _difference(mean: float, low: float, high: float) -> str:
-    if np.isnan(mean):
-        return ""
-    text = f"{mean:+.1f}" if np.isnan(low) else f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-    return text.replace("-", "−")
+def points(gain: float, low: float, high: float) -> str:
+    """Return a difference of accuracies, given as shares, in points with its 95 % interval.
+
+    Without an interval (NaN ends, a single seed) it says so.
+    """
+    interval = "one seed: no interval" if np.isnan(low) else f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    return f"{100 * gain:+.1f} points ({interval})".replace("-", "−")
 
 
 def _interval(mean: float, low: float, high: float) -> str:

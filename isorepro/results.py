@@ -63,9 +63,11 @@ class Results:
         Raises:
             TypeError: a value that is not a number or text.
         """
-        self._numbers |= {
-            name: value.item() if hasattr(value, "item") else value for name, value in values.items()
-        }
+        plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+        for name, value in plain.items():
+            if not isinstance(value, float | int | str):
+                raise TypeError(f"number '{name}': must be a number or text, not {type(value).__name__}")
+        self._numbers |= plain
         paths.write_atomically(self.folder / "numbers.json", json.dumps(self._numbers, indent=1))
 
     def figure(
@@ -129,6 +131,7 @@ _LAYOUT = (
 
 
 def _html_table(frame: pd.DataFrame, label: str) -> str:
-    table = frame.to_html(index=False, border=0, na_rep="–", justify="left")
+    with pd.option_context("display.max_colwidth", None):
+        table = frame.to_html(index=False, border=0, na_rep="–", justify="left")
     # Focusable, so that a wide table can be scrolled by the keyboard.
     return f'<div class="isorepro-scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'

@@ -23,6 +23,7 @@ import nbformat
 import pandas as pd
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from isorepro import paths
 from isorepro.errors import InputError, NotebookError, first_fault, unknown
@@ -48,7 +49,12 @@ class Parameter:
             InputError: naming the parameter, the value and the type wanted.
         """
         names = {"Literal": Literal, **vars(builtins)}
-        wanted: TypeAdapter[Any] = TypeAdapter(eval(self.annotation, names))
+        try:
+            wanted: TypeAdapter[Any] = TypeAdapter(eval(self.annotation, names))
+        except (NameError, TypeError, PydanticSchemaGenerationError):
+            raise InputError(
+                f"{where}: {self.name}: the type '{self.annotation}' is not known: use built-in types and Literal"
+            ) from None
         try:
             return wanted.validate_python(value, strict=True)
         except ValidationError as error:
@@ -80,32 +86,45 @@ def parameters(notebook: str) -> dict[str, Parameter]:
     """Return the parameters of a notebook, read from its cell tagged ``parameters`` without running it.
 
     Raises:
-        InputError: unknown notebook, or a notebook without such a cell.
+        InputError: unknown or unreadable notebook, one without such a cell, or a cell that holds anything but
+            comments and lines of the form ``name: type = value  # meaning``.
     """
     if notebook not in notebook_names():
         raise unknown("notebook", notebook, notebook_names())
-    for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells:
+    try:
+        cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError):
+        raise InputError(f"notebook '{notebook}' is not a readable notebook file") from None
+    for cell in cells:
         if "parameters" in cell.metadata.get("tags", []):
-            return {found.name: found for found in _parse_parameters(cell.source)}
+            try:
+                return {found.name: found for found in _parse_parameters(cell.source)}
+            except (SyntaxError, ValueError) as error:
+                fault = str(error).splitlines()[0]
+                raise InputError(f"notebook '{notebook}', parameters cell: {fault}") from None
     raise InputError(f"notebook '{notebook}' has no cell tagged 'parameters'")
 
 
 def _parse_parameters(source: str) -> list[Parameter]:
+    tree = ast.parse(source)
     comments = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    return [
-        Parameter(
-            name=ast.unparse(node.target),
-            annotation=ast.unparse(node.annotation),
-            default=ast.literal_eval(node.value),
-            meaning=comments.get(node.end_lineno or node.lineno, ""),
+    found = []
+    for node in tree.body:
+        if not (isinstance(node, ast.AnnAssign) and node.value is not None):
+            raise ValueError(f"line {node.lineno} must have the form 'name: type = value  # meaning'")
+        found.append(
+            Parameter(
+                name=ast.unparse(node.target),
+                annotation=ast.unparse(node.annotation),
+                default=ast.literal_eval(node.value),
+                meaning=comments.get(node.end_lineno or node.lineno, ""),
+            )
         )
-        for node in ast.parse(source).body
-        if isinstance(node, ast.AnnAssign) and node.value is not None
-    ]
+    return found
 
 
 def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Plan:
@@ -122,7 +141,7 @@ def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | 
     """
     if profile not in profile_names():
         raise unknown("profile", profile, profile_names())
-    given = yaml.safe_load((PROFILES / f"{profile}.yml").read_text()) or {}
+    given = _read_profile(profile)
     for name in only:
         if name not in given:
             raise unknown("notebook", name, given)
@@ -134,7 +153,7 @@ def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | 
             raise unknown("parameter", name, sorted({key for described in known.values() for key in described}))
     checked: dict[str, dict[str, Any]] = {}
     for notebook, described in known.items():
-        values = (given[notebook] or {}) | {k: v for k, v in overrides.items() if k in described}
+        values = given[notebook] | {k: v for k, v in overrides.items() if k in described}
         for name in values:
             if name not in described:
                 raise unknown(f"parameter of notebook '{notebook}' in profile '{profile}'", name, described)
@@ -144,6 +163,17 @@ def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | 
         }
     suffix = f"-{_digest(overrides)[:8]}" if overrides else ""
     return Plan(profile, paths.output() / f"{profile}{suffix}", checked, len(chosen) == len(given), overrides)
+
+
+def _read_profile(profile: str) -> dict[str, dict[str, Any]]:
+    """Return notebook → parameters as a profile's file has them."""
+    try:
+        content = yaml.safe_load((PROFILES / f"{profile}.yml").read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"profile '{profile}' is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
+        raise InputError(f"profile '{profile}' must map notebooks to their parameters")
+    return {str(notebook): values or {} for notebook, values in content.items()}
 
 
 def run(planned: Plan, jobs: int | None = None) -> bool:

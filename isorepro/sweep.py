@@ -189,7 +189,10 @@ def _run(tasks: dict[str, Task], jobs: int | None, *, kept: int, what: str) -> I
     if not tasks:
         return
     if jobs is None:
-        jobs = int(os.environ.get(JOBS, 1 if torch.cuda.is_available() else joblib.cpu_count()))
+        given = os.environ.get(JOBS, str(1 if torch.cuda.is_available() else joblib.cpu_count()))
+        if not given.isdecimal():
+            raise InputError(f"{JOBS}: must be a whole number, not {given!r}")
+        jobs = int(given)
     if jobs < 1:
         raise InputError(f"jobs: must be at least 1, not {jobs}")
     parallel = joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")

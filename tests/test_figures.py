@@ -149,6 +149,16 @@ def test_the_same_figure_is_the_same_bytes(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
+def test_points_say_when_there_is_no_interval() -> None:
+    assert plots.points(-0.012, -0.02, 0.004) == "−1.2 points (95 % interval −2.0 to +0.4)"
+    assert plots.points(0.5, np.nan, np.nan) == "+50.0 points (one seed: no interval)"
+
+
+def test_a_wide_text_is_shown_whole(tmp_path: Path) -> None:
+    text = "word " * 40 + "end"
+    assert text in Results("n", tmp_path).table("t", pd.DataFrame({"a": [text]})).markup
+
+
 def test_numbers_keep_their_value_and_add_up(tmp_path: Path) -> None:
     results = Results("n", tmp_path)
     results.numbers(a=np.float64(0.1), b=np.int64(3))

@@ -216,6 +216,57 @@ def test_a_notebook_without_parameters_is_refused(workspace: Path) -> None:
         runner.plan("quick")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "count: int = 2",
+            "count = 2",
+            "parameters cell: line 1 must have the form 'name: type = value  # meaning'",
+        ),
+        ("count: int = 2", "count: int = (2", "parameters cell: .*never closed"),
+        ("count: int = 2", "count: int = 1 + one()", "parameters cell: malformed node"),
+        (
+            "count: int",
+            "count: Integer",
+            r"count: the type 'Integer' is not known: use built-in types and Literal",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_a_parameters_cell_that_cannot_be_read_is_refused_in_one_line(old: str, new: str, message: str) -> None:
+    path = runner.NOTEBOOKS / "tiny.ipynb"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=message) as caught:
+        runner.plan("quick")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tiny: [", "profile 'quick' is not valid YAML"),
+        ("- tiny", "must map notebooks to their parameters"),
+        ("tiny: 3", "must map notebooks to their parameters"),
+        ("", "must map notebooks to their parameters"),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_a_profile_that_cannot_be_read_is_refused_in_one_line(content: str, message: str) -> None:
+    (runner.PROFILES / "quick.yml").write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        runner.plan("quick")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_notebook_is_refused(workspace: Path) -> None:
+    (workspace / "notebooks" / "tiny.ipynb").write_text("not a notebook")
+    with pytest.raises(InputError, match="notebook 'tiny' is not a readable notebook file"):
+        runner.plan("quick")
+
+
 @pytest.mark.slow
 def test_interrupted_half_way_it_resumes_with_the_same_numbers(output: Path, tmp_path: Path) -> None:
     """A real run, stopped by Ctrl-C between two networks; compared with one that was left alone."""

@@ -184,6 +184,12 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
     assert sweep.model_key(config) != before
 
 
+def test_a_default_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(sweep.JOBS, "many")
+    with pytest.raises(InputError, match="ISOREPRO_JOBS: must be a whole number, not 'many'"):
+        sweep.train_all(CONFIGS[:1])
+
+
 def test_what_cannot_be_kept_is_refused(trained: TrainedModel) -> None:
     with pytest.raises(InputError, match="at least one network"):
         sweep.measure([], robustness.curves)
