@@ -13,8 +13,8 @@ import yaml
 
 from isorepro import paths
 from isorepro.errors import NotebookError
+from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
-from isorepro.runner import Plan, parameters
 
 SOURCES = paths.ROOT / "book"
 

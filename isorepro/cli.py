@@ -35,10 +35,10 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run the notebooks of a profile and build the book; what is up to date is not done again."""
-    from isorepro import book, runner
+    from isorepro import book, profiles, runner
 
     started = time.monotonic()
-    planned = runner.plan(profile, _names(only or []), _assignments(parameter or []))
+    planned = profiles.plan(profile, _names(only or []), _assignments(parameter or []))
     say(f"profile '{profile}': {len(planned.notebooks)} notebook(s), results in {_shown(planned.folder)}")
     try:
         runner.run(planned, jobs)
@@ -61,18 +61,18 @@ def reproduce(
 @app.command("list")
 def list_() -> None:
     """List the profiles, and the notebooks with their parameters."""
-    from isorepro import runner
+    from isorepro import profiles
 
-    for name in runner.profile_names():
-        text = (runner.PROFILES / f"{name}.yml").read_text().splitlines()
+    for name in profiles.profile_names():
+        text = (profiles.PROFILES / f"{name}.yml").read_text().splitlines()
         print(f"profile {name}")
         for line in text:
             if not line.startswith("#"):
                 break
             print(f"  {line.lstrip('# ')}")
-    for name in runner.notebook_names():
+    for name in profiles.notebook_names():
         print(f"notebook {name}")
-        for found in runner.parameters(name).values():
+        for found in profiles.parameters(name).values():
             print(f"  {found.name}: {found.annotation} = {found.default!r}  {found.meaning}")
 
 

@@ -1,7 +1,5 @@
-"""Run the notebooks of a profile: parameters checked first, results put in place whole, everything resumable."""
+"""Run the notebooks of a plan: results put in place whole, finished work not done twice, and a manifest."""
 
-import ast
-import builtins
 import hashlib
 import json
 import os
@@ -10,170 +8,20 @@ import shutil
 import subprocess
 import sys
 import time
-import tokenize
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nbformat
 import pandas as pd
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
 
-from isorepro import paths
-from isorepro.errors import InputError, NotebookError, first_fault, unknown
+from isorepro import paths, profiles
+from isorepro.errors import NotebookError
+from isorepro.profiles import Plan, digest
 from isorepro.progress import CHANNEL, clock, say, show
-
-NOTEBOOKS = paths.ROOT / "notebooks"
-PROFILES = NOTEBOOKS / "profiles"
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a notebook: its name, annotated type, default and one-line meaning."""
-
-    name: str
-    annotation: str
-    default: Any
-    meaning: str
-
-    def check(self, value: Any, where: str) -> Any:
-        """Return the value if its type is the annotated one.
-
-        Raises:
-            InputError: naming the parameter, the value and the type wanted.
-        """
-        names = {"Literal": Literal, **vars(builtins)}
-        try:
-            wanted: TypeAdapter[Any] = TypeAdapter(eval(self.annotation, names))
-        except (NameError, TypeError, PydanticSchemaGenerationError):
-            raise InputError(
-                f"{where}: {self.name}: the type '{self.annotation}' is not known: use built-in types and Literal"
-            ) from None
-        try:
-            return wanted.validate_python(value, strict=True)
-        except ValidationError as error:
-            raise InputError(f"{where}: {self.name} ({self.annotation}): {first_fault(error)}") from None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do: the profile, its folder, and each notebook with all its checked parameters."""
-
-    profile: str
-    folder: Path
-    notebooks: dict[str, dict[str, Any]]
-    whole: bool = True
-    overrides: dict[str, Any] = field(default_factory=dict)
-
-
-def notebook_names() -> list[str]:
-    """Return the names of the repository's notebooks."""
-    return sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-
-
-def profile_names() -> list[str]:
-    """Return the names of the profiles."""
-    return sorted(path.stem for path in PROFILES.glob("*.yml"))
-
-
-def parameters(notebook: str) -> dict[str, Parameter]:
-    """Return the parameters of a notebook, read from its cell tagged ``parameters`` without running it.
-
-    Raises:
-        InputError: unknown or unreadable notebook, one without such a cell, or a cell that holds anything but
-            comments and lines of the form ``name: type = value  # meaning``.
-    """
-    if notebook not in notebook_names():
-        raise unknown("notebook", notebook, notebook_names())
-    try:
-        cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError):
-        raise InputError(f"notebook '{notebook}' is not a readable notebook file") from None
-    for cell in cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            try:
-                return {found.name: found for found in _parse_parameters(cell.source)}
-            except (SyntaxError, ValueError) as error:
-                fault = str(error).splitlines()[0]
-                raise InputError(f"notebook '{notebook}', parameters cell: {fault}") from None
-    raise InputError(f"notebook '{notebook}' has no cell tagged 'parameters'")
-
-
-def _parse_parameters(source: str) -> list[Parameter]:
-    tree = ast.parse(source)
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    found = []
-    for node in tree.body:
-        if not (isinstance(node, ast.AnnAssign) and node.value is not None):
-            raise ValueError(f"line {node.lineno} must have the form 'name: type = value  # meaning'")
-        found.append(
-            Parameter(
-                name=ast.unparse(node.target),
-                annotation=ast.unparse(node.annotation),
-                default=ast.literal_eval(node.value),
-                meaning=comments.get(node.end_lineno or node.lineno, ""),
-            )
-        )
-    return found
-
-
-def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Plan:
-    """Check everything a run is asked for, before anything runs.
-
-    Args:
-        profile: name of a profile.
-        only: notebooks to run; empty for all of the profile.
-        overrides: parameter values in place of the profile's, for every chosen notebook that has them. The
-            run then has a folder of its own, so that the profile's results stay as they are.
-
-    Raises:
-        InputError: unknown profile, notebook or parameter, or a value of the wrong type.
-    """
-    if profile not in profile_names():
-        raise unknown("profile", profile, profile_names())
-    given = _read_profile(profile)
-    for name in only:
-        if name not in given:
-            raise unknown("notebook", name, given)
-    overrides = dict(overrides or {})
-    chosen = [name for name in given if name in only or not only]
-    known = {name: parameters(name) for name in chosen}
-    for name in overrides:
-        if not any(name in described for described in known.values()):
-            raise unknown("parameter", name, sorted({key for described in known.values() for key in described}))
-    checked: dict[str, dict[str, Any]] = {}
-    for notebook, described in known.items():
-        values = given[notebook] | {k: v for k, v in overrides.items() if k in described}
-        for name in values:
-            if name not in described:
-                raise unknown(f"parameter of notebook '{notebook}' in profile '{profile}'", name, described)
-        checked[notebook] = {
-            name: found.check(values.get(name, found.default), f"notebook '{notebook}'")
-            for name, found in described.items()
-        }
-    suffix = f"-{_digest(overrides)[:8]}" if overrides else ""
-    return Plan(profile, paths.output() / f"{profile}{suffix}", checked, len(chosen) == len(given), overrides)
-
-
-def _read_profile(profile: str) -> dict[str, dict[str, Any]]:
-    """Return notebook → parameters as a profile's file has them."""
-    try:
-        content = yaml.safe_load((PROFILES / f"{profile}.yml").read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"profile '{profile}' is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
-        raise InputError(f"profile '{profile}' must map notebooks to their parameters")
-    return {str(notebook): values or {} for notebook, values in content.items()}
 
 
 def run(planned: Plan, jobs: int | None = None) -> bool:
@@ -210,13 +58,13 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     """Return a digest of all that decides a notebook's results: its cells, parameters, our code, versions."""
     from isorepro.sweep import NUMERICAL_LIBRARIES, PACKAGE, source_fingerprint
 
-    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
     code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
-    for about_running in ("runner", "book", "cli", "__init__"):
+    for about_running in ("profiles", "runner", "book", "cli", "__init__"):
         code.pop(about_running, None)
     versions = {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas")}
-    return _digest([sources, dict(values), code, versions])
+    return digest([sources, dict(values), code, versions])
 
 
 def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int | None) -> dict[str, Any]:
@@ -239,8 +87,8 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int |
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         **({"ISOREPRO_JOBS": str(jobs)} if jobs else {}),
     }
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
-    command += ["-f", str(given), "-k", "python3", "--no-progress-bar", "--cwd", str(NOTEBOOKS)]
+    command = [sys.executable, "-m", "papermill", str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
+    command += ["-f", str(given), "-k", "python3", "--no-progress-bar", "--cwd", str(profiles.NOTEBOOKS)]
     started = time.monotonic()
     with log.open("wb") as output, channel.open() as lines:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -373,7 +221,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from isorepro import book, runner
+from isorepro import book, profiles
 from isorepro.errors import NotebookError
 
 pytestmark = pytest.mark.slow
@@ -244,5 +244,5 @@ def test_a_book_with_a_hole_does_not_build_and_the_old_one_stays(
     (sources / "index.md").write_text(text.replace(old, new))
     monkeypatch.setattr(book, "SOURCES", sources)
     with pytest.raises(NotebookError, match=r"the book did not build: .*WARNING"):
-        book.build(runner.plan("smoke"))
+        book.build(profiles.plan("smoke"))
     assert (run / "book/index.html").is_file()

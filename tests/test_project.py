@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from isorepro import cli, paths, runner
+from isorepro import cli, paths, profiles
 
 ROOT = paths.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -54,16 +54,16 @@ def test_readme_and_makefile_name_the_same_commands_and_profiles() -> None:
     targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
     named = set(re.findall(r"^make ([a-z]+)", readme, flags=re.MULTILINE))
     assert {"reproduce", "test"} <= named <= targets
-    for profile in runner.profile_names():
+    for profile in profiles.profile_names():
         assert profile in readme
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
 def test_every_profile_is_valid_and_says_what_it_costs() -> None:
-    for profile in runner.profile_names():
-        planned = runner.plan(profile)
-        assert set(planned.notebooks) == set(runner.notebook_names())
-        head = (runner.PROFILES / f"{profile}.yml").read_text().split("\n")[:2]
+    for profile in profiles.profile_names():
+        planned = profiles.plan(profile)
+        assert set(planned.notebooks) == set(profiles.notebook_names())
+        head = (profiles.PROFILES / f"{profile}.yml").read_text().split("\n")[:2]
         assert all(line.startswith("# ") for line in head)
         assert head[1].startswith("# Cost: ")
 
@@ -75,7 +75,7 @@ def test_notebooks_are_prose_parameters_calls_and_figures(path: Path) -> None:
     for cell in code:
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.For | ast.While | ast.Lambda)
-    for found in runner.parameters(path.stem).values():
+    for found in profiles.parameters(path.stem).values():
         assert found.check(found.default, path.stem) == found.default
         assert len(found.meaning) > 10, found.name
 
@@ -106,7 +106,7 @@ def test_modules_import_only_what_lies_below_them() -> None:
         "attacks",
         "robustness",
     ]
-    order += ["sweep", "plots", "results", "runner", "book", "cli"]
+    order += ["sweep", "plots", "results", "profiles", "runner", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
     assert set(order) == set(modules)
     for name, path in modules.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from isorepro import cli, paths, runner
+from isorepro import cli, paths, profiles, runner
 from isorepro.errors import InputError, NotebookError
 
 PARAMETERS = """
@@ -43,8 +43,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (notebooks / "profiles" / "quick.yml").write_text("# Cost: none\ntiny:\n  count: 3\n")
     (notebooks / "profiles" / "wrong.yml").write_text("tiny:\n  rate: 1e-3\n")
     (notebooks / "profiles" / "unknown.yml").write_text("tiny:\n  cuont: 3\n")
-    monkeypatch.setattr(runner, "NOTEBOOKS", notebooks)
-    monkeypatch.setattr(runner, "PROFILES", notebooks / "profiles")
+    monkeypatch.setattr(profiles, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(profiles, "PROFILES", notebooks / "profiles")
     monkeypatch.setenv("ISOREPRO_OUTPUT", str(tmp_path / "output"))
     return tmp_path
 
@@ -79,21 +79,21 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.usefixtures("workspace")
 def test_parameters_are_read_with_type_default_and_meaning() -> None:
-    found = runner.parameters("tiny")
+    found = profiles.parameters("tiny")
     assert list(found) == ["count", "rate", "names", "form", "size", "fail"]
-    assert found["names"] == runner.Parameter("names", "list[str]", ["a"], "who")
+    assert found["names"] == profiles.Parameter("names", "list[str]", ["a"], "who")
     assert found["size"].default is None
 
 
 @pytest.mark.usefixtures("workspace")
 def test_a_plan_holds_every_parameter_and_overrides_get_a_folder_of_their_own() -> None:
-    plain, changed = runner.plan("quick"), runner.plan("quick", overrides={"rate": 2, "form": "normalised"})
+    plain, changed = profiles.plan("quick"), profiles.plan("quick", overrides={"rate": 2, "form": "normalised"})
     assert plain.notebooks["tiny"] == {
         "count": 3, "rate": 0.5, "names": ["a"], "form": "raw", "size": None, "fail": False,
     }  # fmt: skip
     assert changed.notebooks["tiny"] | {"rate": 0.5, "form": "raw"} == plain.notebooks["tiny"]
     assert changed.folder != plain.folder
-    assert changed.folder != runner.plan("quick", overrides={"rate": 3}).folder
+    assert changed.folder != profiles.plan("quick", overrides={"rate": 3}).folder
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_jobs_below_one_and_unknown_options_are_refused(command: Callable[..., t
 
 
 def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path) -> None:
-    planned = runner.plan("quick")
+    planned = profiles.plan("quick")
     assert runner.run(planned)
     assert json.loads((planned.folder / "results/tiny/numbers.json").read_text()) == {"product": 1.5}
     executed = nbformat.read(planned.folder / "notebooks/tiny.ipynb", as_version=4)
@@ -146,7 +146,7 @@ def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path
     (planned.folder / "results/tiny/numbers.json").write_text("{}")  # damaged
     assert runner.run(planned)
     assert json.loads((planned.folder / "results/tiny/numbers.json").read_text()) == {"product": 1.5}
-    write_notebook(runner.NOTEBOOKS / "tiny.ipynb", BODY.format(folder=workspace) + "\nprint(1)")
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", BODY.format(folder=workspace) + "\nprint(1)")
     assert runner.run(planned)
     assert executions(workspace) == 3
     manifest = json.loads((planned.folder / "manifest.json").read_text())
@@ -159,10 +159,10 @@ def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path
 def test_a_failing_cell_is_named_and_earlier_results_stay(
     workspace: Path, command: Callable[..., tuple[int, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runner.run(runner.plan("quick"))
+    runner.run(profiles.plan("quick"))
     before = {path: path.read_bytes() for path in (workspace / "output").rglob("*") if path.is_file()}
     capsys.readouterr()
-    (runner.PROFILES / "quick.yml").write_text("tiny:\n  fail: true\n")
+    (profiles.PROFILES / "quick.yml").write_text("tiny:\n  fail: true\n")
     status, printed = command("reproduce")
     assert status == 1
     assert "notebook 'tiny', code cell 4: the last line (kept at " in printed
@@ -172,9 +172,9 @@ def test_a_failing_cell_is_named_and_earlier_results_stay(
 
 
 def test_a_kernel_that_dies_is_an_error(workspace: Path) -> None:
-    write_notebook(runner.NOTEBOOKS / "tiny.ipynb", "import os\nos._exit(3)")
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", "import os\nos._exit(3)")
     with pytest.raises(NotebookError, match=r"notebook 'tiny': .*log at"):
-        runner.run(runner.plan("quick"))
+        runner.run(profiles.plan("quick"))
     assert not (workspace / "output/quick/notebooks").exists()
 
 
@@ -211,9 +211,9 @@ def test_clean_keeps_networks_unless_told_otherwise(
 
 
 def test_a_notebook_without_parameters_is_refused(workspace: Path) -> None:
-    nbformat.write(nbformat.v4.new_notebook(), runner.NOTEBOOKS / "tiny.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(), profiles.NOTEBOOKS / "tiny.ipynb")
     with pytest.raises(InputError, match="notebook 'tiny' has no cell tagged 'parameters'"):
-        runner.plan("quick")
+        profiles.plan("quick")
 
 
 @pytest.mark.parametrize(
@@ -235,12 +235,12 @@ def test_a_notebook_without_parameters_is_refused(workspace: Path) -> None:
 )
 @pytest.mark.usefixtures("workspace")
 def test_a_parameters_cell_that_cannot_be_read_is_refused_in_one_line(old: str, new: str, message: str) -> None:
-    path = runner.NOTEBOOKS / "tiny.ipynb"
+    path = profiles.NOTEBOOKS / "tiny.ipynb"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(InputError, match=message) as caught:
-        runner.plan("quick")
+        profiles.plan("quick")
     assert "\n" not in str(caught.value)
 
 
@@ -255,16 +255,16 @@ def test_a_parameters_cell_that_cannot_be_read_is_refused_in_one_line(old: str, 
 )
 @pytest.mark.usefixtures("workspace")
 def test_a_profile_that_cannot_be_read_is_refused_in_one_line(content: str, message: str) -> None:
-    (runner.PROFILES / "quick.yml").write_text(content)
+    (profiles.PROFILES / "quick.yml").write_text(content)
     with pytest.raises(InputError, match=message) as caught:
-        runner.plan("quick")
+        profiles.plan("quick")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_no_notebook_is_refused(workspace: Path) -> None:
     (workspace / "notebooks" / "tiny.ipynb").write_text("not a notebook")
     with pytest.raises(InputError, match="notebook 'tiny' is not a readable notebook file"):
-        runner.plan("quick")
+        profiles.plan("quick")
 
 
 @pytest.mark.slow
