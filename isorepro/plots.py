@@ -180,10 +180,14 @@ def curve_table(summary: pd.DataFrame) -> pd.DataFrame:
 def reading_table(readings: pd.DataFrame) -> pd.DataFrame:
     """Return the readings of :func:`isorepro.robustness.readings` as a table to read.
 
-    One row per network and attack: accuracy in percent and, in points, the difference to the cross-entropy
+    One row per attack and network: accuracy in percent and, in points, the difference to the cross-entropy
     network of the same seed with its 95 % interval.
     """
-    gains = readings[["gain", "gain_low", "gain_high"]].to_numpy()
+
+    def signed(column: str) -> list[str]:
+        return ["" if np.isnan(gain) else f"{100 * gain:+.1f}".replace("-", "−") for gain in readings[column]]
+
+    ends = zip(signed("gain_low"), signed("gain_high"), strict=True)
     table = pd.DataFrame(
         {
             "attack": [
@@ -192,7 +196,8 @@ def reading_table(readings: pd.DataFrame) -> pd.DataFrame:
             ],
             "network": [beta_name(beta) for beta in readings["beta"]],
             "accuracy": [f"{mean:.1%}" for mean in readings["mean"]],
-            "difference to CE": ["" if np.isnan(gain[0]) else points(*gain) for gain in gains],
+            "difference": signed("gain"),
+            "95 % interval": [f"{low} to {high}" if low else "" for low, high in ends],
         }
     ).drop_duplicates()
     order = table["attack"].drop_duplicates().tolist()

@@ -201,7 +201,7 @@ def _write_manifest(planned: Plan) -> None:
         (name, record["wall_seconds"], record["cpu_seconds"], record["peak_memory_mib"])
         for name, record in records.items()
     ]
-    columns = ["notebook", "wall time (s)", "processor time (s)", "peak memory of a process (MiB)"]
+    columns = ["notebook", "wall time (s)", "processor time (s)", "memory (MiB)"]
     shown.table("notebooks", pd.DataFrame(rows, columns=columns))
 
 

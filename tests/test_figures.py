@@ -154,6 +154,22 @@ def test_points_say_when_there_is_no_interval() -> None:
     assert plots.points(0.5, np.nan, np.nan) == "+50.0 points (one seed: no interval)"
 
 
+def test_reading_table_has_differences_in_points_and_each_network_once() -> None:
+    rows = [
+        ("as released", "no attack", 0.0, 0.0, 0.97, np.nan, np.nan, np.nan),
+        ("as released", "no attack", 0.0, 5.0, 0.95, -0.02, -0.03, -0.01),
+        ("as released", "FGSM", 0.1, 5.0, 0.6, 0.3, np.nan, np.nan),
+        ("corrected", "no attack", 0.0, 0.0, 0.97, np.nan, np.nan, np.nan),
+    ]
+    columns = ["protocol", "attack", "epsilon", "beta", "mean", "gain", "gain_low", "gain_high"]
+    table = plots.reading_table(pd.DataFrame(rows, columns=columns))
+    assert table.to_numpy().tolist() == [
+        ["no attack", "CE", "97.0%", "", ""],
+        ["no attack", plots.beta_name(5.0), "95.0%", "−2.0", "−3.0 to −1.0"],
+        ["FGSM, as released", plots.beta_name(5.0), "60.0%", "+30.0", ""],
+    ]
+
+
 def test_a_wide_text_is_shown_whole(tmp_path: Path) -> None:
     text = "word " * 40 + "end"
     assert text in Results("n", tmp_path).table("t", pd.DataFrame({"a": [text]})).markup
