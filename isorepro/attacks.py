@@ -52,6 +52,9 @@ def released_objective(clean: Tensor, *, beta: float, K: float, form: Form) -> O
     Args:
         clean: the batch before the attack, (B, …).
         beta, K, form: of the attacked network's training; β = 0 leaves the cross-entropy.
+
+    Raises:
+        InputError: when it is called, if the model is not a :class:`isorepro.models.Stack`.
     """
     distances = pairwise_distances(clean)
 
