@@ -1,11 +1,16 @@
-"""Datasets as tensors: pixels in [0, 1], integer labels, verified files, seeded stratified subsets."""
+"""Datasets as tensors: pixels in [0, 1], integer labels, verified files, seeded stratified subsets.
+
+MNIST is read from the vendored files; the toy sets are drawn from a seed.
+"""
 
 import gzip
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +29,9 @@ class Dataset:
         train_inputs, test_inputs: float32, shape (N, …), values in [0, 1] for images.
         train_labels, test_labels: int64, shape (N,), values in 0 … len(classes) − 1.
         classes: the name of each class.
+        test_coordinates: angles in [0, 2π) of the test points on the curve or surface they were drawn from,
+            shape (N, d); None where no such surface is known.
+        test_tangents: orthonormal tangent vectors of it there, shape (N, D, d); None likewise.
     """
 
     name: str
@@ -32,11 +40,15 @@ class Dataset:
     test_inputs: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
+    test_coordinates: Tensor | None = None
+    test_tangents: Tensor | None = None
 
     def to(self, device: torch.device) -> "Dataset":
         """Return the same dataset with its tensors on ``device``."""
-        tensors = ("train_inputs", "train_labels", "test_inputs", "test_labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def load(name: str, *, train_size: int | None = None, test_size: int | None = None, seed: int = 0) -> Dataset:
@@ -45,7 +57,7 @@ def load(name: str, *, train_size: int | None = None, test_size: int | None = No
     Args:
         name: a key of :data:`DATASETS`.
         train_size, test_size: number of examples kept, in the original order; None keeps all.
-        seed: seed of the draw; the same seed and size give the same subset.
+        seed: seed of the draw, and of the points of a toy set; the same seed and size give the same examples.
 
     Raises:
         InputError: unknown name, or a size that is impossible for the set.
@@ -53,16 +65,12 @@ def load(name: str, *, train_size: int | None = None, test_size: int | None = No
     """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
-    whole = DATASETS[name]()
+    whole = DATASETS[name](seed)
     train = stratified_indices(whole.train_labels, train_size, seed=seed, what=f"train_size of {name}")
     test = stratified_indices(whole.test_labels, test_size, seed=seed, what=f"test_size of {name}")
-    return replace(
-        whole,
-        train_inputs=whole.train_inputs[train],
-        train_labels=whole.train_labels[train],
-        test_inputs=whole.test_inputs[test],
-        test_labels=whole.test_labels[test],
-    )
+    kept = {"train_inputs": train, "train_labels": train}
+    kept |= {name: test for name, value in vars(whole).items() if name.startswith("test_") and value is not None}
+    return replace(whole, **{name: getattr(whole, name)[indices] for name, indices in kept.items()})
 
 
 def stratified_indices(labels: Tensor, size: int | None, *, seed: int, what: str = "size") -> Tensor | slice:
@@ -158,4 +166,107 @@ def _restore(path: Path) -> str:
     return "copy it from a fresh clone of the repository, or set ISOREPRO_ROOT to one"
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"mnist": mnist}
+def linked_rings(seed: int) -> Dataset:
+    """Two linked circles of radius 1 in R³, each through the centre of the other; the class is the ring.
+
+    The paper's file of "entangled rings" was never published; this is ours. Angles are uniform, without noise:
+    100 training and 200 test points a ring. Every point of a ring has distance 1 from the other ring. The
+    coordinate of a point is its angle.
+
+    Args:
+        seed: seed of the angles.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    train, _, _ = _ring_points(_angles((2, 100), generator))
+    angles = _angles((2, 200), generator)
+    test, tangents, coordinates = _ring_points(angles)
+    train_labels, test_labels = (torch.arange(2).repeat_interleave(count) for count in (100, 200))
+    classes = ("first ring", "second ring")
+    return Dataset(
+        "linked_rings", train, train_labels, test, test_labels, classes, coordinates[:, None], tangents[:, :, None]
+    )
+
+
+def _ring_points(angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points (2 N, 3), unit tangents (2 N, 3) and angles (2 N,) for the rings' angles (2, N)."""
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles[0])
+    first, second = (cos[0], sin[0], zero), (1 + cos[1], zero, sin[1])
+    tangents = (-sin[0], cos[0], zero), (-sin[1], zero, cos[1])
+    points, along = (torch.cat([torch.stack(ring, 1) for ring in pair]) for pair in ((first, second), tangents))
+    return points.float(), along.float(), angles.flatten().float()
+
+
+def torus(seed: int, *, pieces: int = 8, major: float = 0.67, minor: float = 0.33, noise: float = 1e-3) -> Dataset:
+    """The paper's torus in R³: a 40 × 40 grid of angles, cut into equal runs along the first angle.
+
+    Training points are the grid with Gaussian noise. The 1,600 test points have uniform random angles and no
+    noise (the release evaluates on the training points); their class is that of the nearest row of the grid.
+    The coordinates of a point are its angles around the axis and around the tube.
+
+    Args:
+        seed: seed of the noise and of the test angles.
+        pieces: number of classes, a divisor of 40.
+        major, minor: radii of the axis and of the tube.
+        noise: standard deviation of each coordinate of a training point.
+
+    Raises:
+        InputError: ``pieces`` does not divide 40.
+    """
+    rows = 40
+    if pieces < 1 or rows % pieces:
+        raise InputError(f"torus: pieces must divide {rows}, not {pieces}")
+    generator = torch.Generator().manual_seed(seed)
+    step = 2 * math.pi / rows
+    grid = torch.cartesian_prod(*2 * [torch.arange(rows, dtype=torch.float64) * step])
+    train, _ = _torus_points(grid, major, minor)
+    train = train + noise * torch.randn(train.shape, generator=generator, dtype=torch.float64)
+    angles = _angles((rows**2, 2), generator)
+    test, tangents = _torus_points(angles, major, minor)
+    train_labels, test_labels = (
+        (uv[:, 0] / step).round().long().remainder(rows) // (rows // pieces) for uv in (grid, angles)
+    )
+    classes = tuple(f"piece {number}" for number in range(1, pieces + 1))
+    return Dataset(
+        "torus", train.float(), train_labels, test.float(), test_labels, classes, angles.float(), tangents.float()
+    )
+
+
+def _torus_points(angles: Tensor, major: float, minor: float) -> tuple[Tensor, Tensor]:
+    """Return points (N, 3) and orthonormal tangents (N, 3, 2) for angles (N, 2)."""
+    (cos_u, cos_v), (sin_u, sin_v) = angles.cos().unbind(1), angles.sin().unbind(1)
+    around = major + minor * cos_v
+    points = torch.stack([around * cos_u, around * sin_u, minor * sin_v], 1)
+    along_axis = torch.stack([-sin_u, cos_u, torch.zeros_like(sin_u)], 1)
+    along_tube = torch.stack([-sin_v * cos_u, -sin_v * sin_u, cos_v], 1)
+    return points, torch.stack([along_axis, along_tube], 2)
+
+
+def two_moons(seed: int) -> Dataset:
+    """Two interleaved half circles in the plane with noise 0.1 (scikit-learn's), 200 training and 400 test points.
+
+    Args:
+        seed: seed of the noise.
+    """
+    from sklearn.datasets import make_moons
+
+    # One draw for both parts: scikit-learn's angles are evenly spaced, so neighbours would else be twins.
+    points, labels = make_moons(n_samples=600, noise=0.1, random_state=seed)
+    inputs, targets = torch.from_numpy(points).float(), torch.from_numpy(labels).long()
+    part = stratified_indices(targets, 200, seed=seed)
+    train = torch.zeros(len(targets), dtype=torch.bool)
+    train[part] = True
+    classes = ("upper moon", "lower moon")
+    return Dataset("two_moons", inputs[train], targets[train], inputs[~train], targets[~train], classes)
+
+
+def _angles(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return 2 * math.pi * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+DATASETS: dict[str, Callable[[int], Dataset]] = {
+    "mnist": lambda seed: mnist(),
+    "linked_rings": linked_rings,
+    "torus": torus,
+    "two_moons": two_moons,
+}
+"""Name → a function of the seed. MNIST is the same for every seed."""

@@ -77,3 +77,17 @@ def paired_differences(
         raise InputError(f"{column}: every seed needs the baseline {baseline!r} to be compared with")
     differences = others.assign(difference=others[value].to_numpy() - reference.loc[wanted].to_numpy())
     return over_seeds(differences, "difference", [*by, column])
+
+
+def cliffs_delta(sample: Sequence[float] | pd.Series, other: Sequence[float] | pd.Series) -> float:
+    """Return P(a > b) − P(a < b) for a drawn from one sample and b from the other (Cliff 1993), in [−1, 1].
+
+    0: neither tends to be larger; ±1: the samples do not overlap.
+
+    Raises:
+        InputError: an empty sample.
+    """
+    if not len(sample) or not len(other):
+        raise InputError(f"cliffs_delta: needs two samples, not of {len(sample)} and {len(other)} values")
+    above = stats.mannwhitneyu(sample, other).statistic
+    return float(2 * above / (len(sample) * len(other)) - 1)

@@ -35,7 +35,7 @@ Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function with its positional and named arguments."""
 
 PACKAGE = Path(__file__).parent
-NUMERICAL_LIBRARIES = ("numpy", "scikit-learn", "scipy", "torch", "torchvision")
+NUMERICAL_LIBRARIES = ("gudhi", "numpy", "POT", "scikit-learn", "scipy", "torch", "torchvision", "umap-learn")
 NOT_NUMERICAL = ("errors", "paths")
 """Modules that numerical ones import but that change no number."""
 
@@ -109,10 +109,19 @@ def measure(
     tasks = {key: (function, (model,), parameters) for key, model in todo.items()}
     for key, table in _run(tasks, jobs, kept=len(tables), what=f"networks measured ({function.__name__})"):
         tables[key] = _write_table(_table_path(key), table)
+    return _stacked(models, [tables[key] for key in keys])
+
+
+def histories(models: Sequence[TrainedModel]) -> pd.DataFrame:
+    """Return the training histories of at least one network, with the first columns of :func:`measure`."""
+    return _stacked(models, [model.history for model in models])
+
+
+def _stacked(models: Sequence[TrainedModel], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     configs = pd.DataFrame([model.config.model_dump() for model in models])
     always = {"form", "K", "beta", "seed"}
     named = configs[[name for name in configs if name in always or configs[name].nunique(dropna=False) > 1]]
-    stacked = pd.concat([tables[key] for key in keys], keys=range(len(keys)), names=["model", None])
+    stacked = pd.concat(tables, keys=range(len(tables)), names=["model", None])
     position = stacked.index.get_level_values("model")
     return pd.concat([named.loc[position].reset_index(drop=True), stacked.reset_index(drop=True)], axis=1)
 

@@ -29,7 +29,9 @@ class TrainingConfig(Config):
         beta: weight of the term, ≥ 0; 0 is plain cross-entropy.
         K: factor on the representation distances, > 0.
         width, depth: units of a hidden layer, hidden layers after the input layer.
-        epochs, batch_size, learning_rate: of Adam; the paper takes 5, 100 and 1e-3 on MNIST.
+        epochs, batch_size, learning_rate: of Adam; the paper takes 5, 100 and 1e-3 on MNIST. A batch size
+            from the size of the set on is full-batch training, one step an epoch.
+        log_every: epochs from one row of the history to the next; the last epoch always has one.
         seed: of the weights, the order of the examples and the subset.
         device: "auto" takes a GPU when there is one.
     """
@@ -44,6 +46,7 @@ class TrainingConfig(Config):
     epochs: Size = 5
     batch_size: Annotated[int, Field(ge=2)] = 100
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    log_every: Size = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Device = "auto"
 
@@ -55,6 +58,14 @@ class TrainingConfig(Config):
         fields = self.model_dump() | {"device": resolve_device(self.device).type}
         return fields if self.beta else fields | {"form": "raw", "K": 1.0}
 
+    @property
+    def representation_scale(self) -> float:
+        """The factor on the representation's distances that training aims at: K in the raw form, else 1.
+
+        Cross-entropy and the normalised form fix no scale.
+        """
+        return self.K if self.beta and self.form == "raw" else 1.0
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -63,8 +74,11 @@ class TrainedModel:
     Attributes:
         config: its configuration.
         model: the network, on the CPU, in evaluation mode.
-        history: one row per epoch: epoch (1 …), cross_entropy and isometry (means over the epoch, in nats
-            and in β-weighted units), train_accuracy (running, in [0, 1]), test_accuracy (in [0, 1]).
+        history: one row per logged epoch: epoch (1 …), cross_entropy and isometry (means over the epoch, in nats
+            and in β-weighted units), train_accuracy (running, in [0, 1]), test_accuracy (in [0, 1]); and, on
+            the first thousand training examples after the epoch, distance_error (the raw isometry term with
+            β = 1 and the config's representation_scale for K) and lipschitz_ratio (max D_h / max D_x, as in the
+            paper's figure).
         seconds: wall time of the training.
     """
 
@@ -125,15 +139,17 @@ def train(config: TrainingConfig) -> TrainedModel:
         entropy, penalty, accuracy = (sums / len(inputs)).tolist()
         if not torch.isfinite(sums).all():
             raise FloatingPointError(f"the loss became {entropy + penalty} in epoch {epoch} of {config!r}")
-        history.append(
-            {
-                "epoch": epoch,
-                "cross_entropy": entropy,
-                "isometry": penalty,
-                "train_accuracy": accuracy,
-                "test_accuracy": clean_accuracy(model, dataset.test_inputs, dataset.test_labels),
-            }
-        )
+        if epoch % config.log_every == 0 or epoch == config.epochs:
+            history.append(
+                {
+                    "epoch": epoch,
+                    "cross_entropy": entropy,
+                    "isometry": penalty,
+                    "train_accuracy": accuracy,
+                    "test_accuracy": clean_accuracy(model, dataset.test_inputs, dataset.test_labels),
+                    **distance_history(model, inputs[:1000], labels[:1000], K=config.representation_scale),
+                }
+            )
     seconds = time.perf_counter() - started
     return TrainedModel(config, model.cpu().eval(), pd.DataFrame(history), seconds)
 
@@ -163,6 +179,15 @@ def step(
     optimizer.step()
     accuracy = (logits.argmax(1) == labels).float().mean()
     return torch.stack([entropy, penalty, accuracy]).detach()
+
+
+@torch.no_grad()
+def distance_history(model: Stack, inputs: Tensor, labels: Tensor, *, K: float) -> dict[str, float]:
+    """Return the distance_error and lipschitz_ratio of a history's row: inputs (N, …), labels (N,)."""
+    representation, distances = model.representation(inputs), pairwise_distances(inputs)
+    error = isometry(representation, distances, labels, beta=1.0, K=K)
+    ratio = pairwise_distances(representation).max() / distances.max()
+    return {"distance_error": error.item(), "lipschitz_ratio": ratio.item()}
 
 
 @torch.no_grad()

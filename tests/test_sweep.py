@@ -174,6 +174,7 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
         "epochs": 1,
         "batch_size": 10,
         "learning_rate": 0.1,
+        "log_every": 2,
         "seed": 1,
     }
     assert other.keys() == TrainingConfig.model_fields.keys() - {"dataset", "device"}

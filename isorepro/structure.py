@@ -1,0 +1,276 @@
+"""What trained networks do to the structure of the data (claim C2), as tidy tables."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from isorepro import data, geometry, stats
+from isorepro.data import Dataset
+from isorepro.errors import InputError, unknown
+from isorepro.training import TrainedModel, clean_accuracy
+
+CLOUD = "all points"
+"""The relation of a measure that concerns the whole cloud, not pairs within or between classes."""
+
+
+@torch.no_grad()
+def held_out(trained: TrainedModel, test_size: int | None = None) -> tuple[Dataset, Tensor]:
+    """Return the dataset of a network's seed and the representation (N, width) of its test points.
+
+    Args:
+        trained: the network.
+        test_size: size of the stratified test subset; None takes all.
+    """
+    dataset = data.load(trained.config.dataset, test_size=test_size, seed=trained.config.seed)
+    return dataset, torch.cat([trained.model.representation(x) for x in dataset.test_inputs.split(1000)])
+
+
+def measures(
+    trained: TrainedModel, *, test_size: int | None = None, neighbours: int = 10, pair_cap: int = 100_000
+) -> pd.DataFrame:
+    """Measure how a network keeps the structure of held-out points.
+
+    Args:
+        trained: the network.
+        test_size: size of the stratified test subset; None takes all. Trustworthiness and continuity need the
+            square of it in memory.
+        neighbours: size of a neighbourhood, of trustworthiness and continuity.
+        pair_cap: most pairs of points, within and between classes each.
+
+    Returns:
+        One row per measure: measure, relation ("within", "between" or :data:`CLOUD`), value, and error, the
+        standard error of drawing pairs instead of taking all. Measures: accuracy, those of
+        :func:`isorepro.geometry.distance_preservation` (stress with the config's representation_scale),
+        trustworthiness, continuity, cka (linear, with the inputs) and dimension (participation ratio).
+    """
+    dataset, representation = held_out(trained, test_size)
+    inputs, labels = dataset.test_inputs, dataset.test_labels
+    rows: list[tuple[str, str, float, float]] = []
+    for relation in ("within", "between"):
+        found = geometry.distance_preservation(
+            inputs,
+            representation,
+            labels,
+            relation,
+            K=trained.config.representation_scale,
+            cap=pair_cap,
+            seed=trained.config.seed,
+        )
+        rows += [(name, relation, *value) for name, value in found.items()]
+    of_cloud = {
+        "accuracy": clean_accuracy(trained.model, inputs, labels),
+        "trustworthiness": geometry.trustworthiness(inputs, representation, neighbours=neighbours),
+        "continuity": geometry.continuity(inputs, representation, neighbours=neighbours),
+        "cka": geometry.linear_cka(inputs, representation),
+        "dimension": geometry.participation_ratio(representation),
+    }
+    rows += [(name, CLOUD, value, 0.0) for name, value in of_cloud.items()]
+    return pd.DataFrame(rows, columns=["measure", "relation", "value", "error"])
+
+
+def topology(trained: TrainedModel, *, cap: int = 150) -> pd.DataFrame:
+    """Compare the shape of each class before and after a network, on held-out points.
+
+    Args:
+        trained: the network.
+        cap: most points of a class used for the persistence.
+
+    Returns:
+        Rows of class, measure and value: gromov_wasserstein (with the config's representation_scale), loops
+        and data_loops (lasting H1 classes of the representation and of the inputs), and loop_persistence
+        (lifetime of the longest-lived loop of the representation, scaled, relative to that of the inputs; NaN
+        if the inputs have none).
+    """
+    dataset, representation = held_out(trained)
+    representation = trained.config.representation_scale * representation
+    rows: list[tuple[str, str, float]] = []
+    for label, name in enumerate(dataset.classes):
+        clouds = [
+            points[dataset.test_labels == label].flatten(1) for points in (dataset.test_inputs, representation)
+        ]
+        intervals = [geometry.loop_intervals(points, cap=cap, seed=trained.config.seed) for points in clouds]
+        data_loops, loops = (
+            geometry.lasting_loops(found, float(torch.pdist(points).max()))
+            for found, points in zip(intervals, clouds, strict=True)
+        )
+        data_longest, longest = (float((found[:1, 1] - found[:1, 0]).sum()) for found in intervals)
+        rows += [
+            (name, "gromov_wasserstein", geometry.gromov_wasserstein(*clouds)),
+            (name, "data_loops", float(data_loops)),
+            (name, "loops", float(loops)),
+            (name, "loop_persistence", longest / data_longest if data_longest else float("nan")),
+        ]
+    return pd.DataFrame(rows, columns=["class", "measure", "value"])
+
+
+def class_distances(trained: TrainedModel, *, pairs: int = 2000) -> pd.DataFrame:
+    """Return distances of pairs of held-out points of each class, before and after a network.
+
+    Args:
+        trained: the network.
+        pairs: most pairs of a class, drawn with the network's seed.
+
+    Returns:
+        One row per pair: class, input_distance, and representation_distance times the config's
+        representation_scale.
+    """
+    dataset, representation = held_out(trained)
+    tables = []
+    for label, name in enumerate(dataset.classes):
+        members = dataset.test_labels == label
+        drawn, _ = geometry.sample_pairs(
+            dataset.test_labels[members], "within", cap=pairs, seed=trained.config.seed
+        )
+        before = geometry.pair_distances(dataset.test_inputs[members], drawn)
+        after = trained.config.representation_scale * geometry.pair_distances(representation[members], drawn)
+        columns = {"input_distance": before.tolist(), "representation_distance": after.tolist()}
+        tables.append(pd.DataFrame({"class": name, **columns}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def input_space(trained: TrainedModel) -> pd.DataFrame:
+    """Return the held-out points of a network's seed in the first three principal axes of the inputs.
+
+    As :func:`representation_space`; points of three dimensions or fewer are only turned.
+    """
+    dataset, _ = held_out(trained)
+    return _space(dataset, dataset.test_inputs)
+
+
+def representation_space(trained: TrainedModel) -> pd.DataFrame:
+    """Return the representations of held-out points in their first three principal axes.
+
+    Args:
+        trained: the network, of a dataset whose coordinates are known.
+
+    Returns:
+        One row per point: x, y, z (times the config's representation_scale), class, angle (the first of the
+        point's coordinates, in radians) and share (of the variance that the three axes hold, in [0, 1]).
+
+    Raises:
+        InputError: the dataset has no coordinates.
+    """
+    dataset, representation = held_out(trained)
+    return _space(dataset, trained.config.representation_scale * representation)
+
+
+def _space(dataset: Dataset, points: Tensor) -> pd.DataFrame:
+    if dataset.test_coordinates is None:
+        raise InputError(f"dataset '{dataset.name}' has no known coordinates to colour its points by")
+    coordinates, shares = geometry.principal_coordinates(points, 3)
+    table = pd.DataFrame(coordinates.numpy(), columns=["x", "y", "z"])
+    classes = [dataset.classes[label] for label in dataset.test_labels.tolist()]
+    angle = dataset.test_coordinates[:, 0].double().numpy()
+    return table.assign(angle=angle, share=float(shares.sum()), **{"class": classes})
+
+
+def input_map(trained: TrainedModel, *, test_size: int, neighbours: int = 15, seed: int = 0) -> pd.DataFrame:
+    """Return a UMAP map of the inputs that :func:`representation_map` maps; same arguments and columns."""
+    dataset, _ = held_out(trained, test_size)
+    return _map(dataset, dataset.test_inputs, neighbours, seed)
+
+
+def representation_map(
+    trained: TrainedModel, *, test_size: int, neighbours: int = 15, seed: int = 0
+) -> pd.DataFrame:
+    """Return a UMAP map of the representations of held-out points.
+
+    Args:
+        trained: the network.
+        test_size: size of the stratified test subset.
+        neighbours, seed: of UMAP.
+
+    Returns:
+        One row per point: x, y (arbitrary units) and class.
+    """
+    dataset, representation = held_out(trained, test_size)
+    return _map(dataset, representation, neighbours, seed)
+
+
+def _map(dataset: Dataset, points: Tensor, neighbours: int, seed: int) -> pd.DataFrame:
+    coordinates = geometry.umap_coordinates(points, neighbours=neighbours, seed=seed)
+    classes = [dataset.classes[label] for label in dataset.test_labels.tolist()]
+    return pd.DataFrame(coordinates.numpy(), columns=["x", "y"]).assign(**{"class": classes})
+
+
+def aligned(maps: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Return the maps of several networks, each shifted, turned and scaled to lie nearest to a reference map.
+
+    Args:
+        maps: rows of :func:`representation_map` with the networks' columns, the points in the same order.
+        reference: rows of :func:`input_map` for the same points.
+
+    Returns:
+        ``maps`` with its x and y replaced.
+    """
+    by = [name for name in maps if name not in ("x", "y", "class")]
+    target = torch.from_numpy(reference[["x", "y"]].to_numpy())
+    moved = maps.copy()
+    for rows in maps.groupby(by, sort=False).indices.values():
+        points = torch.from_numpy(maps[["x", "y"]].to_numpy()[rows])
+        moved.loc[moved.index[rows], ["x", "y"]] = geometry.align(target, points).numpy()
+    return moved
+
+
+@torch.no_grad()
+def cross_section(
+    trained: TrainedModel, *, prototype: str, extent: float, resolution: int, pair_cap: int = 100_000
+) -> pd.DataFrame:
+    """Cut through input space by the plane of the first two principal axes that holds a prototype.
+
+    The prototype is the training image nearest to the mean of its class; the axes are those of all training
+    images. Points of the plane are not clipped to [0, 1]: most are no images.
+
+    Args:
+        trained: the network.
+        prototype: name of the prototype's class.
+        extent: half of the side of the square, in units of input distance.
+        resolution: points along each side.
+        pair_cap: pairs from which the scale of a network that fixes none is fitted.
+
+    Returns:
+        One row per point, row by row from below: first, second (coordinates along the axes), predicted (name of
+        the class), input_distance and representation_distance to the prototype, and error, their difference
+        |D_x − K·D_h|. For K a network of the raw form has its own; others have the least-squares one of the
+        distances within classes of the test points.
+
+    Raises:
+        InputError: an unknown class.
+    """
+    dataset = data.load(trained.config.dataset, train_size=trained.config.train_size, seed=trained.config.seed)
+    if prototype not in dataset.classes:
+        raise unknown("class", prototype, dataset.classes)
+    images = dataset.train_inputs.flatten(1)
+    members = images[dataset.train_labels == dataset.classes.index(prototype)]
+    centre = members[(members - members.mean(0)).norm(dim=1).argmin()]
+    # The leading eigenvectors of the covariance, signed so that they are the same on every machine.
+    axes = torch.linalg.eigh(torch.cov(images.T.double())).eigenvectors[:, -2:].flip(1).T.float()
+    axes = axes * torch.where(axes.gather(1, axes.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)
+    corner = torch.full((2,), extent)
+    offsets = geometry.plane_grid(-corner, corner, resolution)
+    points = centre + offsets @ axes
+    origin, representation = (trained.model.representation(x) for x in (centre[None], points))
+    predicted = trained.model(points).argmax(1).tolist()
+    scale = trained.config.representation_scale
+    if not trained.config.beta or trained.config.form == "normalised":
+        test, mapped = held_out(trained)
+        pairs, _ = geometry.sample_pairs(test.test_labels, "within", cap=pair_cap, seed=trained.config.seed)
+        scale = geometry.best_scale(*(geometry.pair_distances(x, pairs) for x in (test.test_inputs, mapped)))
+    before, after = offsets.norm(dim=1).double(), scale * (representation - origin).norm(dim=1).double()
+    return pd.DataFrame(
+        {
+            "first": offsets[:, 0].double().numpy(),
+            "second": offsets[:, 1].double().numpy(),
+            "predicted": [dataset.classes[label] for label in predicted],
+            "input_distance": before.numpy(),
+            "representation_distance": after.numpy(),
+            "error": (before - after).abs().numpy(),
+        }
+    )
+
+
+def summary(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Summarise rows of measure and value over seeds: :func:`isorepro.stats.over_seeds` by measure and ``by``."""
+    return stats.over_seeds(table, "value", ["measure", *by])
