@@ -201,8 +201,8 @@ def plane(trained: TrainedModel, *, margin: float, resolution: int) -> pd.DataFr
         resolution: points along each side.
 
     Returns:
-        One row per point of the grid, row by row from below: x, y, predicted (name of the class), and
-        stretch_low and stretch_high as in :func:`profile`, in full.
+        One row per point of the grid, row by row from below: x, y, margin (logit of the first class minus the
+        largest other; 0 on its boundary), and stretch_low and stretch_high as in :func:`profile`, in full.
     """
     dataset, _ = held_out(trained)
     low, high = _corners(dataset.test_inputs, margin)
@@ -211,12 +211,12 @@ def plane(trained: TrainedModel, *, margin: float, resolution: int) -> pd.DataFr
         trained.model.representation, nodes
     )
     with torch.no_grad():
-        predicted = trained.model(nodes).argmax(1).tolist()
+        logits = trained.model(nodes)
     return pd.DataFrame(
         {
             "x": nodes[:, 0].tolist(),
             "y": nodes[:, 1].tolist(),
-            "predicted": [dataset.classes[label] for label in predicted],
+            "margin": (logits[:, 0] - logits[:, 1:].amax(1)).tolist(),
             "stretch_low": stretch[:, -1].tolist(),
             "stretch_high": stretch[:, 0].tolist(),
         }
@@ -285,8 +285,9 @@ def near_and_far(profiles: pd.DataFrame, *, near: float, far: float) -> pd.DataF
 
     Returns:
         One row per dataset, β, seed and measure ("jacobian_error", "local_distortion"): the columns, near and
-        far (medians), delta (Cliff's δ of near against far: 1 if every near point has the larger error) and
-        spearman (correlation of the error with the distance over all points).
+        far (medians of the measure), near_distance and far_distance (median distances to the boundary), delta
+        (Cliff's δ of near against far: 1 if every near point has the larger error) and spearman (correlation
+        of the error with the distance over all points).
 
     Raises:
         InputError: shares out of range.
@@ -298,11 +299,14 @@ def near_and_far(profiles: pd.DataFrame, *, near: float, far: float) -> pd.DataF
         rank = group["boundary_distance"].rank(pct=True, method="first")
         distance = torch.tensor(rank.to_numpy())
         for measure in ("jacobian_error", "local_distortion"):
-            close, away = group[measure][rank <= near], group[measure][rank > 1 - far]
-            delta = stats.cliffs_delta(close, away)
+            close, away = group[rank <= near], group[rank > 1 - far]
+            errors = close[measure].median(), away[measure].median()
+            distances = close["boundary_distance"].median(), away["boundary_distance"].median()
+            delta = stats.cliffs_delta(close[measure], away[measure])
             correlation = geometry.spearman(distance, torch.tensor(group[measure].to_numpy()))
-            rows.append((dataset, beta, seed, measure, close.median(), away.median(), delta, correlation))
-    columns = ["dataset", "beta", "seed", "measure", "near", "far", "delta", "spearman"]
+            rows.append((dataset, beta, seed, measure, *errors, *distances, delta, correlation))
+    columns = ["dataset", "beta", "seed", "measure", "near", "far", "near_distance", "far_distance"]
+    columns += ["delta", "spearman"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -310,7 +314,7 @@ HOLDS, EVERYWHERE, PARTLY, NOWHERE, OPEN = (
     "holds",
     "isometric near as well",
     "less isometric near, but not isometric far",
-    "not isometric far, and no less near",
+    "not isometric far, no clear difference near",
     "undecided",
 )
 """What the comparison of near and far points says of the claim."""
@@ -328,9 +332,10 @@ def verdicts(comparison: pd.DataFrame, *, tolerance: float) -> pd.DataFrame:
 
     Returns:
         One row per dataset, β and measure: the columns; near, far and delta, each with _low and _high (mean over
-        seeds and its 95 % interval); seeds; and verdict, one of :data:`HOLDS` (isometric far, not near),
-        :data:`EVERYWHERE` (isometric near and far), :data:`PARTLY` (not isometric far, and the interval of δ
-        lies above 0), :data:`NOWHERE` (not isometric far, and it does not) and :data:`OPEN`.
+        seeds and its 95 % interval); near_distance and far_distance (medians over seeds); seeds; and verdict,
+        one of :data:`HOLDS` (isometric far, not near), :data:`EVERYWHERE` (isometric near and far),
+        :data:`PARTLY` (not isometric far, and the interval of δ lies above 0), :data:`NOWHERE` (not isometric
+        far, and it does not) and :data:`OPEN`.
     """
     by = ["dataset", "beta", "measure"]
     table: pd.DataFrame | None = None
@@ -340,6 +345,8 @@ def verdicts(comparison: pd.DataFrame, *, tolerance: float) -> pd.DataFrame:
         found = found.rename(columns={"mean": column, "low": f"{column}_low", "high": f"{column}_high"})
         table = found if table is None else table.merge(found.drop(columns="seeds"), on=by)
     assert table is not None
+    distances = comparison.groupby(by, as_index=False)[["near_distance", "far_distance"]].median()
+    table = table.merge(distances, on=by)
 
     def judged(row: pd.Series) -> str:
         if row["far_low"] > tolerance:
@@ -351,3 +358,33 @@ def verdicts(comparison: pd.DataFrame, *, tolerance: float) -> pd.DataFrame:
         return OPEN
 
     return table.assign(verdict=[judged(row) for _, row in table.iterrows()])
+
+
+def key_numbers(table: pd.DataFrame) -> dict[str, float | str]:
+    """Return what the prose quotes of :func:`verdicts`, of the isometric networks.
+
+    Returns:
+        For each dataset and measure, ``<dataset>_<measure>_`` followed by near, far, delta and verdict.
+    """
+    numbers: dict[str, float | str] = {}
+    for row in table[table["beta"] > 0].to_dict("records"):
+        for name in ("near", "far", "delta", "verdict"):
+            numbers[f"{row['dataset']}_{row['measure']}_{name}"] = row[name]
+    return numbers
+
+
+def agreement(check: pd.DataFrame) -> dict[str, float]:
+    """Compare the two boundary distances of :func:`search_check`.
+
+    Returns:
+        ``agree`` (share of the points where they differ by at most half a cell's diagonal), ``longest`` (the
+        most by which the search is longer), ``spearman`` and ``half_cell``.
+    """
+    difference = check["line_search"] - check["grid"]
+    sides = (torch.tensor(check[name].to_numpy()) for name in ("line_search", "grid"))
+    return {
+        "agree": float((difference.abs() <= check["half_cell"]).mean()),
+        "longest": float(difference.max()),
+        "spearman": geometry.spearman(*sides),
+        "half_cell": float(check["half_cell"].max()),
+    }

@@ -416,8 +416,10 @@ def umap_coordinates(points: Tensor, *, neighbours: int = 15, seed: int = 0) -> 
     x = flat.numpy().astype(np.float32)
     distances, indices = NearestNeighbors(n_neighbors=neighbours).fit(x).kneighbors(x)
     with warnings.catch_warnings():
-        # It says that new points could not be added to the map without a search index, and none are.
+        # That new points could not be added to the map without a search index, and that there are no widgets for
+        # a progress bar: neither is wanted.
         warnings.filterwarnings("ignore", message="precomputed_knn")
+        warnings.filterwarnings("ignore", message="IProgress not found")
         import umap
 
         mapper = umap.UMAP(

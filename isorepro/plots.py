@@ -6,15 +6,19 @@ that follows the page's theme.
 """
 
 import io
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.patheffects
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#1d2733", "#56616d", "#d9dee4", "#ffffff"
@@ -41,6 +45,9 @@ DARK = {
 """The colour that stands for each colour on a dark page."""
 
 MARKERS = "osD^vP*Xph"
+
+STRETCH = "PuOr_r"
+"""Colour map of a stretch: white for none, the same lightness for as much more and as much less."""
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -160,7 +167,7 @@ def image_grid(examples: pd.DataFrame, *, attack: str, narrow: bool = False) -> 
 
 def beta_name(beta: float) -> str:
     """Return how figures and tables name a weight: "CE" for β = 0, as in the paper's figures."""
-    return f"β\u00a0=\u00a0{beta:g}" if beta else "CE"
+    return f"β\u00a0=\u00a0{_power(beta)}" if beta else "CE"
 
 
 def curve_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -169,7 +176,7 @@ def curve_table(summary: pd.DataFrame) -> pd.DataFrame:
     Args:
         summary: as for :func:`robustness_curves`.
     """
-    text = summary.assign(text=[_interval(*row) for row in summary[["mean", "low", "high"]].to_numpy()])
+    text = summary.assign(text=[interval(*row) for row in summary[["mean", "low", "high"]].to_numpy()])
     keys = ["protocol", "attack", "epsilon"]
     order = text[keys].drop_duplicates()
     wide = text.pivot(index=keys, columns="beta", values="text").rename(columns=beta_name)
@@ -213,7 +220,8 @@ def points(gain: float, low: float, high: float) -> str:
     return f"{100 * gain:+.1f} points ({interval})".replace("-", "−")
 
 
-def _interval(mean: float, low: float, high: float) -> str:
+def interval(mean: float, low: float, high: float) -> str:
+    """Return a mean and its 95 % interval, of any unit, as text; without the interval for a single seed."""
     return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f}–{high:.3f})"
 
 
@@ -276,3 +284,432 @@ def _beyond_attack_limit(axes: Axes) -> None:
     # In L∞ distance 0.5 every image can become uniform grey (Carlini et al. 2019).
     axes.axvspan(0.5, 1.12, color=GRID, alpha=0.55, lw=0)
     axes.set_xlim(0.009, 1.12)
+
+
+def network_names(table: pd.DataFrame) -> pd.Series:
+    """Return how figures and tables name the network of each row of a table with form, K and β.
+
+    "CE" for β = 0; else β, after the form where several occur, and K where several occur in one form.
+    """
+    isometric = table[table["beta"] > 0]
+    several_forms = isometric["form"].nunique() > 1
+    several_K = {form: group["K"].nunique() > 1 for form, group in isometric.groupby("form")}
+
+    def name(form: str, K: float, beta: float) -> str:
+        parts = [form] * several_forms + [f"K\u00a0=\u00a0{K:g}"] * several_K.get(form, False)
+        return ", ".join([*parts, beta_name(beta)]) if beta else beta_name(beta)
+
+    names = [name(*row) for row in table[["form", "K", "beta"]].itertuples(index=False, name=None)]
+    return pd.Series(names, index=table.index, dtype=object)
+
+
+def distance_histograms(distances: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Draw how the distances within each class are distributed, before and after each network.
+
+    Args:
+        distances: rows of :func:`isorepro.structure.class_distances` with ``beta``, one seed: ``class``,
+            ``input_distance`` and ``representation_distance``.
+        narrow: panels below each other.
+    """
+    classes = list(distances["class"].drop_duplicates())
+    betas = sorted(distances["beta"].unique())
+    figure, grid = _panels(len(classes), columns=1 if narrow else 2, height=2.6, narrow=narrow)
+    top = distances[["input_distance", "representation_distance"]].quantile(0.999).max()
+    bins = np.linspace(0, top, 61)
+    for axes, name in zip(grid.flat, classes, strict=False):
+        panel = distances[distances["class"] == name]
+        axes.set_title(str(name).capitalize())
+        truth = panel.loc[panel["beta"] == betas[0], "input_distance"]
+        axes.hist(truth, bins, density=True, color=MUTED, alpha=0.35, lw=0, label="truth")
+        for beta, style in zip(betas, _line_styles(betas), strict=True):
+            values = panel.loc[panel["beta"] == beta, "representation_distance"]
+            line = {key: style[key] for key in ("color", "linestyle") if key in style}
+            axes.hist(values, bins, density=True, histtype="step", lw=1.8, label=beta_name(beta), **line)
+        axes.set(xlabel="distance between two points of the ring", ylabel="density", xlim=(0, top))
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=9)
+    return figure
+
+
+def shepard_diagram(distances: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Draw the distance of pairs in the representation against that of the inputs, one panel per network.
+
+    Args:
+        distances: as for :func:`distance_histograms`.
+        narrow: panels below each other.
+    """
+    classes = list(distances["class"].drop_duplicates())
+    betas = sorted(distances["beta"].unique())
+    figure, grid = _panels(len(betas), columns=1 if narrow else len(betas), height=3.4, narrow=narrow)
+    for axes, beta in zip(grid.flat, betas, strict=False):
+        panel = distances[distances["beta"] == beta]
+        for name, colour in zip(classes, CATEGORIES, strict=False):
+            pairs = panel[panel["class"] == name]
+            x, y = pairs["input_distance"], pairs["representation_distance"]
+            axes.scatter(x, y, s=5, color=colour, alpha=0.35, lw=0, label=str(name), rasterized=True)
+        longest = panel["input_distance"].max()
+        axes.plot([0, longest], [0, longest], color=INK, lw=1.2, linestyle=(0, (4, 2)), label="equal distances")
+        axes.set_title(beta_name(beta))
+        axes.set(xlabel="distance of the inputs", ylabel="distance of the representations", xlim=0, ylim=0)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside upper left", ncols=2 if narrow else 3, fontsize=9)
+    for handle in legend.legend_handles[:-1]:
+        assert isinstance(handle, PathCollection)
+        handle.set(alpha=1, sizes=[30])
+    return figure
+
+
+def training_curves(summary: pd.DataFrame, *, labels: Mapping[str, str], narrow: bool = False) -> Figure:
+    """Draw quantities of the training against its steps, one panel each, one line per β.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by measure, beta and epoch.
+        labels: measure → label of its axis, in the order of the panels.
+        narrow: panels below each other.
+    """
+    betas = sorted(summary["beta"].unique())
+    figure, grid = _panels(len(labels), columns=1 if narrow else len(labels), height=2.7, narrow=narrow)
+    for axes, (measure, label) in zip(grid.flat, labels.items(), strict=False):
+        panel = summary[summary["measure"] == measure]
+        for beta, style in zip(betas, _line_styles(betas), strict=True):
+            line = panel[panel["beta"] == beta]
+            style = style | {"marker": "", "label": beta_name(beta)}
+            axes.fill_between(line["epoch"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0)
+            axes.plot(line["epoch"], line["mean"], **style)
+        # An interval's end can reach 0, which a log axis has no place for.
+        axes.set(yscale="log", xlabel="training steps", ylim=_positive_range(panel))
+        axes.set_title(label, fontsize=9.5)
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names), fontsize=9)
+    return figure
+
+
+def stretch_maps(planes: pd.DataFrame, points: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Draw the largest and the smallest stretch over the plane, with decision boundary and data, per network.
+
+    Args:
+        planes: rows of :func:`isorepro.boundary.plane` with ``beta``, one seed.
+        points: the data: ``x``, ``y`` and ``class``.
+        narrow: one column per stretch instead of one row.
+    """
+    betas = sorted(planes["beta"].unique())
+    kinds = {"stretch_high": "largest stretch", "stretch_low": "smallest stretch"}
+    cells = (
+        [(beta, kind) for beta in betas for kind in kinds]
+        if narrow
+        else [(beta, kind) for kind in kinds for beta in betas]
+    )
+    columns = len(kinds) if narrow else len(betas)
+    figure, grid = _panels(len(cells), columns=columns, height=1.75 if narrow else 2.9, narrow=narrow, share=True)
+    norm = mpl.colors.Normalize(-3, 3)
+    for axes, (beta, kind) in zip(grid.flat, cells, strict=True):
+        plane = planes[planes["beta"] == beta]
+        x, y = plane["x"].unique(), plane["y"].unique()
+        field = np.log2(plane[kind].to_numpy().clip(2.0**-6)).reshape(len(y), len(x))
+        extent = (x[0], x[-1], y[0], y[-1])
+        axes.imshow(field, origin="lower", extent=extent, cmap=STRETCH, norm=norm, interpolation="bilinear")
+        margin = plane["margin"].to_numpy().reshape(len(y), len(x))
+        axes.contour(x, y, margin, levels=[0], colors="#111111", linewidths=1.6)
+        for name, marker in zip(points["class"].drop_duplicates(), "o^", strict=False):
+            of_class = points[points["class"] == name]
+            axes.scatter(
+                of_class["x"], of_class["y"], s=4, marker=marker, color="#111111", alpha=0.5, lw=0, rasterized=True
+            )
+        axes.set_title(f"{beta_name(beta)}: {kinds[kind]}", fontsize=8 if narrow else 10)
+        axes.set(aspect="equal", xticks=[], yticks=[])
+        axes.grid(False)
+    colours = mpl.cm.ScalarMappable(norm, STRETCH)
+    bar = figure.colorbar(colours, ax=grid, location="bottom", shrink=0.7, aspect=40, extend="both", pad=0.03)
+    bar.set_ticks([-3, -2, -1, 0, 1, 2, 3], labels=["⅛", "¼", "½", "1", "2", "4", "8"])
+    bar.set_label("distance in the representation per distance in the input", fontsize=9)
+    bar.outline.set_edgecolor(MUTED)
+    return figure
+
+
+def against_boundary_distance(summary: pd.DataFrame, *, titles: Mapping[str, str], narrow: bool = False) -> Figure:
+    """Draw stretch and local distortion against the distance to the decision boundary, one column per dataset.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by dataset, beta, measure, bin and distance.
+        titles: dataset → its name in the figure.
+        narrow: panels below each other.
+    """
+    rows = {
+        ("stretch_high", "stretch_low"): "stretch, largest and smallest",
+        ("local_distortion",): "local distortion",
+    }
+    cells = [(name, measures) for measures in rows for name in titles]
+    if narrow:
+        cells = [(name, measures) for name in titles for measures in rows]
+    figure, grid = _panels(len(cells), columns=1 if narrow else len(titles), height=2.5, narrow=narrow)
+    for axes, (name, measures) in zip(grid.flat, cells, strict=True):
+        panel = summary[(summary["dataset"] == name) & summary["measure"].isin(measures)]
+        betas = sorted(panel["beta"].unique())
+        for beta, style in zip(betas, _line_styles(betas), strict=True):
+            for measure in measures:
+                line = panel[(panel["beta"] == beta) & (panel["measure"] == measure)]
+                style["markerfacecolor"] = PAPER if measure == "stretch_low" or not beta else style["color"]
+                label = beta_name(beta) if measure == measures[0] else None
+                axes.fill_between(
+                    line["distance"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0
+                )
+                axes.plot(line["distance"], line["mean"], **style, label=label)
+        if "stretch_high" in measures:
+            axes.axhline(1, color=MUTED, lw=1, linestyle=(0, (1, 2)))
+        axes.set_title(titles[name])
+        axes.set(yscale="log", ylim=_positive_range(panel))
+        axes.legend(fontsize=8.5)
+        if narrow or name == next(iter(titles)):
+            axes.set_ylabel(rows[measures])
+    figure.supxlabel("distance to the decision boundary, in units of the data", fontsize=10)
+    return figure
+
+
+def maps(points: pd.DataFrame, *, classes: Sequence[str], narrow: bool = False) -> Figure:
+    """Draw maps of the same points, one panel per space, coloured and labelled by class.
+
+    Args:
+        points: ``space`` (title of the panel), ``x``, ``y`` and ``class``.
+        classes: names of all classes, in the order of their colours.
+        narrow: two panels beside each other instead of three.
+    """
+    titles = list(points["space"].drop_duplicates())
+    columns = 2 if narrow else 3
+    figure, grid = _panels(len(titles), columns=columns, height=2.1 if narrow else 2.8, narrow=narrow)
+    halo = [mpl.patheffects.withStroke(linewidth=2.5, foreground=PAPER)]
+    for axes, title in zip(grid.flat, titles, strict=False):
+        panel = points[points["space"] == title]
+        for name, colour in zip(classes, CATEGORIES, strict=False):
+            of_class = panel[panel["class"] == name]
+            axes.scatter(of_class["x"], of_class["y"], s=3.5, color=colour, alpha=0.75, lw=0, rasterized=True)
+        for name, (x, y) in panel.groupby("class")[["x", "y"]].median().iterrows():
+            axes.text(x, y, name, ha="center", va="center", fontweight="bold", fontsize=10, path_effects=halo)
+        axes.set_title(title, fontsize=8.5 if narrow else 10)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set(visible=True, color=GRID)
+    return figure
+
+
+def measures_against_beta(
+    summary: pd.DataFrame, *, labels: Mapping[tuple[str, str], str], narrow: bool = False
+) -> Figure:
+    """Draw measures of structure against β, one panel each, one line per form and K, cross-entropy as a level.
+
+    Args:
+        summary: rows of :func:`isorepro.structure.summary` by relation, form, K and beta.
+        labels: (measure, relation) → title of its panel, in their order.
+        narrow: panels below each other.
+    """
+    figure, grid = _panels(len(labels), columns=1 if narrow else 3, height=2.25, narrow=narrow)
+    for axes, ((measure, relation), title) in zip(grid.flat, labels.items(), strict=False):
+        panel = summary[(summary["measure"] == measure) & (summary["relation"] == relation)]
+        level = panel[panel["beta"] == 0].iloc[0]
+        axes.axhspan(level["low"], level["high"], color=INK, alpha=0.12, lw=0)
+        axes.axhline(level["mean"], color=INK, linestyle=(0, (4, 1.5)), label=beta_name(0))
+        for (name, line), style in zip(_series(panel).items(), _series_styles(), strict=False):
+            axes.fill_between(line["beta"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0)
+            axes.plot(line["beta"], line["mean"], **style, label=name)
+        axes.set_title(title, fontsize=9.5)
+        axes.set(xscale="log")
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(numticks=6))
+        axes.minorticks_off()
+    figure.supxlabel("β, weight of the isometry term", fontsize=10)
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=2 if narrow else len(names), fontsize=9)
+    return figure
+
+
+def trade_off(summary: pd.DataFrame, *, labels: Mapping[tuple[str, str], str], narrow: bool = False) -> Figure:
+    """Draw measures of structure against the clean accuracy, one panel each, one point per network setting.
+
+    Args:
+        summary: as for :func:`measures_against_beta`, with the measure "accuracy".
+        labels: (measure, relation) → label of its axis, in the order of the panels.
+        narrow: panels below each other.
+    """
+    keys = ["form", "K", "beta"]
+    accuracy = summary[summary["measure"] == "accuracy"].set_index(keys)[["mean", "low", "high"]]
+    figure, grid = _panels(len(labels), columns=1 if narrow else len(labels), height=3.0, narrow=narrow)
+    for axes, ((measure, relation), label) in zip(grid.flat, labels.items(), strict=False):
+        panel = summary[(summary["measure"] == measure) & (summary["relation"] == relation)]
+        panel = panel.join(accuracy.add_prefix("accuracy_"), on=keys)
+        plain: dict[str, object] = {"color": INK, "marker": "o", "markerfacecolor": PAPER, "linestyle": ""}
+        series = {beta_name(0): (panel[panel["beta"] == 0], plain)}
+        series |= {
+            name: (line, style)
+            for (name, line), style in zip(_series(panel).items(), _series_styles(), strict=False)
+        }
+        for name, (line, style) in series.items():
+            sideways, upwards = (
+                np.abs(line[[f"{prefix}low", f"{prefix}high"]].to_numpy().T - line[f"{prefix}mean"].to_numpy())
+                for prefix in ("accuracy_", "")
+            )
+            axes.errorbar(
+                line["accuracy_mean"], line["mean"], upwards, sideways, elinewidth=1, label=name, **style
+            )
+            for beta, *place in line.loc[line["beta"] > 0, ["beta", "accuracy_mean", "mean"]].to_numpy():
+                axes.annotate(
+                    _power(beta),
+                    place,
+                    xytext=(4, 4),
+                    fontsize=7.5,
+                    textcoords="offset points",
+                    color=MUTED,
+                )
+        axes.set(xlabel="accuracy without attack", ylabel=label)
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=2 if narrow else len(names), fontsize=9)
+    return figure
+
+
+def cross_sections(sections: pd.DataFrame, *, classes: Sequence[str], narrow: bool = False) -> Figure:
+    """Draw decision regions and the error of the distances on a plane through a prototype, per network.
+
+    Args:
+        sections: rows of :func:`isorepro.structure.cross_section` with ``network`` (its name), one seed.
+        classes: names of all classes, in the order of their colours.
+        narrow: one row per network instead of one column.
+    """
+    networks = list(sections["network"].drop_duplicates())
+    colours = mpl.colors.ListedColormap(CATEGORIES[: len(classes)])
+    kinds = ("regions", "error")
+    cells = (
+        [(name, kind) for name in networks for kind in kinds]
+        if narrow
+        else [(name, kind) for kind in kinds for name in networks]
+    )
+    columns = len(kinds) if narrow else len(networks)
+    figure, grid = _panels(len(cells), columns=columns, height=2.05 if narrow else 2.7, narrow=narrow, share=True)
+    norm = mpl.colors.LogNorm(0.1, 100)
+    halo = [mpl.patheffects.withStroke(linewidth=2.5, foreground="#ffffff")]
+    for axes, (name, kind) in zip(grid.flat, cells, strict=True):
+        plane = sections[sections["network"] == name]
+        x, y = plane["first"].unique(), plane["second"].unique()
+        shape, extent = (len(y), len(x)), (x[0], x[-1], y[0], y[-1])
+        if kind == "error":
+            field = plane["error"].to_numpy().clip(0.1).reshape(shape)
+            axes.imshow(field, origin="lower", extent=extent, cmap="cividis", norm=norm)
+        else:
+            predicted = plane["predicted"].map(list(classes).index).to_numpy().reshape(shape)
+            axes.imshow(predicted, origin="lower", extent=extent, cmap=colours, vmin=-0.5, vmax=len(classes) - 0.5)
+            for place, label in enumerate(classes):
+                at = _inside(predicted == place)
+                if at:
+                    axes.text(
+                        x[at[1]],
+                        y[at[0]],
+                        label,
+                        ha="center",
+                        va="center",
+                        color="#111111",
+                        fontweight="bold",
+                        fontsize=10,
+                        path_effects=halo,
+                    )
+        axes.plot(0, 0, marker="+", color="#ffffff", markersize=9, markeredgewidth=2)
+        axes.set_title(name if kind == "regions" else f"{name}: error", fontsize=8 if narrow else 10)
+        axes.set(aspect="equal")
+        axes.tick_params(labelsize=8)
+        axes.grid(False)
+    errors = mpl.cm.ScalarMappable(norm, "cividis")
+    bar = figure.colorbar(errors, ax=grid, location="bottom", shrink=0.7, aspect=40, extend="both", pad=0.02)
+    bar.set_label("|Dₓ − K·Dₕ|, in units of input distance", fontsize=9)
+    bar.outline.set_edgecolor(MUTED)
+    return figure
+
+
+def _inside(region: np.ndarray) -> tuple[int, int] | None:
+    """Return the cell of a region farthest from its edge, or None if the region is too small for a label."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    if depth.max() < len(region) / 40:
+        return None
+    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    return int(row), int(column)
+
+
+def _panels(
+    count: int, *, columns: int, height: float, narrow: bool, share: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure of ``count`` panels, ``height`` inches each, and their grid; spare ones are hidden."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(NARROW if narrow else WIDE, height * rows + 0.45))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    for spare in grid.flat[count:]:
+        spare.set_visible(False)
+    return figure, grid
+
+
+def _positive_range(panel: pd.DataFrame) -> tuple[float, float]:
+    """Return a range for a log axis: every mean, and of the intervals what is no more than a decade below."""
+    lowest = float(panel["mean"].min())
+    low = max(float(np.nanmin([panel["low"].min(), lowest])), lowest / 10)
+    return low / 1.3, 1.3 * float(np.nanmax([panel["high"].max(), panel["mean"].max()]))
+
+
+def _series(panel: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each form and K with β > 0, sorted by β, under a name."""
+    groups = panel[panel["beta"] > 0].groupby(["form", "K"], sort=False)
+    return {f"{form}, K\u00a0=\u00a0{K:g}": group.sort_values("beta") for (form, K), group in groups}
+
+
+def _series_styles() -> list[dict[str, object]]:
+    steps = (0, 6, 11)
+    return [{"color": SEQUENCE[step], "marker": MARKERS[place + 1]} for place, step in enumerate(steps)]
+
+
+def _power(value: float) -> str:
+    """Return a number in short: 0.1, 100, 10⁶."""
+    exponent = round(math.log10(value))
+    if abs(exponent) < 4 or not math.isclose(value, 10.0**exponent):
+        return f"{value:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def measure_table(summary: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Return measures over seeds as a table to read: a row per measure and value of ``by``, a column per network.
+
+    Args:
+        summary: rows of :func:`isorepro.structure.summary` by ``by``, form, K and beta.
+        by: the column that tells the rows of a measure apart, such as "relation".
+    """
+    rows = summary.assign(
+        network=network_names(summary),
+        text=[interval(*row) for row in summary[["mean", "low", "high"]].to_numpy()],
+        measure=summary["measure"].str.replace("_", " "),
+    )
+    order = rows[["measure", by]].drop_duplicates()
+    wide = rows.pivot(index=["measure", by], columns="network", values="text")
+    wide = wide.loc[pd.MultiIndex.from_frame(order), list(rows["network"].drop_duplicates())]
+    return wide.reset_index().rename_axis(columns=None)
+
+
+def verdict_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Return the verdicts of :func:`isorepro.boundary.verdicts` as a table to read.
+
+    Args:
+        verdicts: the verdicts.
+        titles: dataset → its name in the table.
+    """
+    columns = {
+        name: [interval(*row) for row in verdicts[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+        for name in ("near", "far", "delta")
+    }
+    return pd.DataFrame(
+        {
+            "set": verdicts["dataset"].map(titles),
+            "network": verdicts["beta"].map(beta_name),
+            "measure": verdicts["measure"].str.replace("_", " "),
+            "near the boundary": columns["near"],
+            "far from it": columns["far"],
+            "Cliff's δ": columns["delta"],
+            "distance, near and far": [
+                f"{near:.2f}, {far:.2f}" for near, far in verdicts[["near_distance", "far_distance"]].to_numpy()
+            ],
+            "the claim": verdicts["verdict"],
+        }
+    )

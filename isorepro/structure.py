@@ -206,10 +206,10 @@ def aligned(maps: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
         ``maps`` with its x and y replaced.
     """
     by = [name for name in maps if name not in ("x", "y", "class")]
-    target = torch.from_numpy(reference[["x", "y"]].to_numpy())
+    target = torch.tensor(reference[["x", "y"]].to_numpy())
     moved = maps.copy()
     for rows in maps.groupby(by, sort=False).indices.values():
-        points = torch.from_numpy(maps[["x", "y"]].to_numpy()[rows])
+        points = torch.tensor(maps[["x", "y"]].to_numpy()[rows])
         moved.loc[moved.index[rows], ["x", "y"]] = geometry.align(target, points).numpy()
     return moved
 
@@ -274,3 +274,131 @@ def cross_section(
 def summary(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Summarise rows of measure and value over seeds: :func:`isorepro.stats.over_seeds` by measure and ``by``."""
     return stats.over_seeds(table, "value", ["measure", *by])
+
+
+def preservation_verdict(
+    table: pd.DataFrame,
+    *,
+    kept_spearman: float,
+    kept_stress: float,
+    broken_spearman: float,
+    broken_stress: float,
+) -> dict[str, float | int | str]:
+    """Judge whether cross-entropy breaks the structure within classes and the isometry term keeps it (claim C2).
+
+    Args:
+        table: rows of :func:`measures` of networks with β = 0 and with one β > 0, as many seeds of each.
+        kept_spearman, kept_stress: least Spearman correlation and largest stress of a structure that is kept.
+        broken_spearman, broken_stress: largest Spearman correlation and least stress of one that is broken.
+
+    Returns:
+        ``spearman_ce``, ``spearman_isometric``, ``stress_ce`` and ``stress_isometric`` (means over seeds, within
+        classes), each with ``…_low`` and ``…_high``; ``kept`` and ``broken`` (how many isometric and
+        cross-entropy networks), ``networks`` (of each); and ``verdict``, in words, on the means.
+
+    Raises:
+        InputError: networks of one kind are missing.
+    """
+    within = table[(table["relation"] == "within") & table["measure"].isin(["spearman", "stress"])]
+    by_network = within.pivot(index=["beta", "seed"], columns="measure", values="value").reset_index()
+    kinds = {"ce": by_network[by_network["beta"] == 0], "isometric": by_network[by_network["beta"] > 0]}
+    numbers: dict[str, float] = {}
+    for kind, rows in kinds.items():
+        if rows.empty:
+            raise InputError(f"measures: networks with β {'= 0' if kind == 'ce' else '> 0'} are needed")
+        for measure in ("spearman", "stress"):
+            ends = stats.seed_interval(rows[measure])
+            numbers |= dict(zip((f"{measure}_{kind}{end}" for end in ("", "_low", "_high")), ends, strict=True))
+    isometric, plain = kinds["isometric"], kinds["ce"]
+    keeps = (isometric["spearman"] >= kept_spearman) & (isometric["stress"] <= kept_stress)
+    breaks = (plain["spearman"] <= broken_spearman) & (plain["stress"] >= broken_stress)
+    mean_keeps = isometric["spearman"].mean() >= kept_spearman and isometric["stress"].mean() <= kept_stress
+    mean_breaks = plain["spearman"].mean() <= broken_spearman and plain["stress"].mean() >= broken_stress
+    verdict = {
+        (True, True): "holds",
+        (True, False): "holds in part: the isometry term keeps the structure, cross-entropy does not break it",
+        (False, True): "holds in part: cross-entropy breaks the structure, the isometry term does not keep it",
+        (False, False): "does not hold",
+    }[bool(mean_keeps), bool(mean_breaks)]
+    counts = {"kept": int(keeps.sum()), "broken": int(breaks.sum()), "networks": len(keeps)}
+    return {**numbers, **counts, "verdict": verdict}
+
+
+def loop_numbers(table: pd.DataFrame) -> dict[str, float]:
+    """Count the classes that keep their loops, from rows of :func:`topology` with the networks' columns.
+
+    Returns:
+        For ``ce`` (β = 0) and ``isometric``: ``loops_…`` (how many classes of all networks have as many lasting
+        loops in the representation as in the data), ``loops_of_…`` (out of how many) and ``persistence_…``
+        (mean lifetime of the longest-lived loop, relative to that of the data).
+    """
+    wide = table.pivot(index=["beta", "seed", "class"], columns="measure", values="value").reset_index()
+    numbers: dict[str, float] = {}
+    for kind, rows in (("ce", wide[wide["beta"] == 0]), ("isometric", wide[wide["beta"] > 0])):
+        numbers[f"loops_{kind}"] = int((rows["loops"] == rows["data_loops"]).sum())
+        numbers[f"loops_of_{kind}"] = len(rows)
+        numbers[f"persistence_{kind}"] = float(rows["loop_persistence"].mean())
+    return numbers
+
+
+def class_names(trained: TrainedModel) -> tuple[str, ...]:
+    """Return the names of all classes of a network's dataset, in order."""
+    return held_out(trained)[0].classes
+
+
+def held_out_points(trained: TrainedModel) -> pd.DataFrame:
+    """Return the held-out points in the plane of a network's seed: one row per point with x, y and class."""
+    dataset, _ = held_out(trained)
+    table = pd.DataFrame(dataset.test_inputs.double().numpy(), columns=["x", "y"])
+    return table.assign(**{"class": [dataset.classes[label] for label in dataset.test_labels.tolist()]})
+
+
+def key_numbers(table: pd.DataFrame, *, affordable: float = 0.01) -> dict[str, float]:
+    """Return the numbers that the prose on MNIST quotes.
+
+    Args:
+        table: rows of :func:`measures` of networks of either form, β = 0 among them.
+        affordable: loss of accuracy, as a share, up to which a setting counts as affordable.
+
+    Returns:
+        ``spearman_ce``, ``between_ce``, ``accuracy_ce``, ``cka_ce`` and ``dimension_ce``: means over seeds of the
+        cross-entropy networks (Spearman correlation of distances within and between classes, …);
+        ``sampling_error``: the largest one of a correlation or stress. For each form, and for its setting with
+        the highest Spearman correlation within classes of all (``…_strongest_…``) and of those that are
+        affordable (``…_affordable_…``; left out if none is): ``beta``, ``K``, ``spearman``, ``between``,
+        ``accuracy``, ``cka`` and ``dimension`` (means), and ``cost``, ``cost_low`` and ``cost_high`` (paired
+        difference of the accuracy to cross-entropy with its 95 % interval).
+
+    Raises:
+        InputError: no network with β = 0, or one that is said to be of the normalised form.
+    """
+    if ((table["beta"] == 0) & (table["form"] == "normalised")).any():
+        raise InputError("normalised_betas: must be above 0; cross-entropy alone is β = 0 of the raw form")
+    names = {
+        ("spearman", "within"): "spearman",
+        ("spearman", "between"): "between",
+        ("accuracy", CLOUD): "accuracy",
+        ("cka", CLOUD): "cka",
+        ("dimension", CLOUD): "dimension",
+    }
+    keys = ["form", "K", "beta"]
+    picked = table.assign(name=[names.get(p, "") for p in zip(table["measure"], table["relation"], strict=True)])
+    wide = picked[picked["name"] != ""].pivot(index=[*keys, "seed"], columns="name", values="value").reset_index()
+    baseline = wide[wide["beta"] == 0]
+    if baseline.empty:
+        raise InputError("betas: must hold 0, cross-entropy alone, to be compared with")
+    means = wide.groupby(keys, as_index=False)[list(names.values())].mean()
+    numbers = {f"{name}_ce": float(baseline[name].mean()) for name in names.values()}
+    numbers["sampling_error"] = float(table.loc[table["measure"] != "scale", "error"].max())
+    for form, settings in means[means["beta"] > 0].groupby("form", sort=False):
+        afforded = settings[settings["accuracy"] >= numbers["accuracy_ce"] - affordable]
+        for kind, rows in (("strongest", settings), ("affordable", afforded)):
+            if rows.empty:
+                continue
+            best = rows.iloc[int(rows["spearman"].argmax())]
+            of_best = wide[(wide[keys] == best[keys]).all(axis=1)]
+            paired = of_best.set_index("seed")["accuracy"] - baseline.set_index("seed")["accuracy"]
+            ends = zip(("cost", "cost_low", "cost_high"), stats.seed_interval(paired.dropna()), strict=True)
+            values = {name: float(best[name]) for name in ("beta", "K", *names.values())} | dict(ends)
+            numbers |= {f"{form}_{kind}_{name}": value for name, value in values.items()}
+    return numbers

@@ -11,6 +11,7 @@ import inspect
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,9 @@ from isorepro.training import TrainedModel, TrainingConfig, train
 
 JOBS = "ISOREPRO_JOBS"
 """Environment variable: default number of worker processes."""
+
+START_UP = 5.0
+"""Seconds that worker processes take to start and import torch, about."""
 
 Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function with its positional and named arguments."""
@@ -204,9 +208,27 @@ def _run(tasks: dict[str, Task], jobs: int | None, *, kept: int, what: str) -> I
         jobs = int(given)
     if jobs < 1:
         raise InputError(f"jobs: must be at least 1, not {jobs}")
-    parallel = joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")
-    finished = parallel(joblib.delayed(_one_thread)(key, *task) for key, task in tasks.items())
-    yield from track(finished, total=len(tasks), what=f"{what}, {kept} kept from before" if kept else what)
+    what = f"{what}, {kept} kept from before" if kept else what
+    yield from track(_finished(tasks, jobs), total=len(tasks), what=what)
+
+
+def _finished(tasks: dict[str, Task], jobs: int) -> Iterator[tuple[str, Any]]:
+    """Yield (key, result) as they come: from this process while that is faster than starting workers."""
+    rest, longest = list(tasks.items()), 0.0
+    while rest and not _workers_run and len(rest) * longest * (jobs - 1) <= START_UP * jobs:
+        key, task = rest.pop(0)
+        started = time.monotonic()
+        yield _one_thread(key, *task)
+        longest = max(longest, time.monotonic() - started)
+    if rest:
+        if jobs > 1:
+            _workers_run.append(True)
+        parallel = joblib.Parallel(n_jobs=min(jobs, len(rest)), return_as="generator_unordered")
+        yield from parallel(joblib.delayed(_one_thread)(key, *task) for key, task in rest)
+
+
+_workers_run: list[bool] = []
+"""Not empty once this process has started workers, which then stay."""
 
 
 def _one_thread(
