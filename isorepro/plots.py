@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +21,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LinearLocator
+from mpl_toolkits.mplot3d import Axes3D
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int_]
 
 INK, MUTED, GRID, PAPER = "#1d2733", "#56616d", "#d9dee4", "#ffffff"
 HELD, FOOLED = "#0063a6", "#c0430a"
@@ -43,6 +50,33 @@ DARK = {
     },
 }
 """The colour that stands for each colour on a dark page."""
+
+CATEGORIES = (
+    "#8028ff",
+    "#c08810",
+    "#0898c8",
+    "#c80060",
+    "#20a870",
+    "#b000c0",
+    "#b05000",
+    "#8080ff",
+    "#ff40b8",
+    "#506880",
+)
+"""Colours of classes in pictures that cannot follow the theme.
+
+Each has a contrast of 3:1 on a light and on a dark page; found by search for the ten whose nearest two are
+farthest apart for deuteranopes and protanopes. They differ in lightness as well as in hue.
+"""
+
+# An ellipse in OKLab, cut at 24 angles: the lightness goes with the cosine and the blue-yellow axis with the sine,
+# which colour-blind people see; the red-green axis adds the vividness that the others see.
+CYCLE = (
+    "#2ba396", "#3aa380", "#50a068", "#659a4f", "#799137", "#8a861e", "#977a09", "#a26c0c",
+    "#aa5e1f", "#af5133", "#b24546", "#b33c59", "#b2366d", "#af3581", "#ab3994", "#a541a6",
+    "#9d4cb6", "#9359c2", "#8667cb", "#7775cf", "#6683cd", "#528fc6", "#3d98ba", "#2d9faa",
+)  # fmt: skip
+"""Colours of an angle from 0 to 2π, on light and dark pages alike."""
 
 MARKERS = "osD^vP*Xph"
 
@@ -80,6 +114,9 @@ STYLE: dict[Any, Any] = {
 
 WIDE, NARROW = 8.2, 4.0
 """Widths in inches of a figure in the text column and on a phone."""
+
+ELEVATION, AZIMUTH = 24, -62
+"""Degrees from which boxes are seen: neither of two linked rings hides the other."""
 
 
 @contextmanager
@@ -165,6 +202,179 @@ def image_grid(examples: pd.DataFrame, *, attack: str, narrow: bool = False) -> 
     return figure
 
 
+def spaces(points: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False) -> Figure:
+    """Draw clouds of points in boxes, one box per space and colouring.
+
+    The three axes of a box have one scale; boxes of different spaces do not share theirs.
+
+    Args:
+        points: one row per point: ``space`` (the title of its box; spaces in order of appearance), ``x``, ``y``,
+            ``z``, and the columns that ``colour`` names.
+        colour: columns to colour by: one of floats is an angle in radians, any other a class.
+        narrow: spaces below each other and colourings beside each other, instead of the other way round.
+
+    Raises:
+        ValueError: a column has more classes than there are colours, or a number that is not finite.
+    """
+    colourings = [_colouring(points, column) for column in colour]
+    names = list(points["space"].drop_duplicates())
+    width = NARROW if narrow else WIDE
+    across = len(colourings) if narrow else len(names)
+    cell = width / across
+    keys = [_key_height(one, cell if narrow else width) for one in colourings]
+    head, title = max(keys) if narrow else sum(keys), 0.24
+    box = min(cell, 3.2)
+    height = head + (box + title) * (len(names) if narrow else len(colourings))
+    figure = Figure(figsize=(width, height))
+    # Boxes touch: a layout engine would leave room for tick labels that there are none of.
+    figure.set_layout_engine("none")
+    for row, one in enumerate(colourings):
+        left, right = (row * cell, (row + 1) * cell) if narrow else (0.0, width)
+        top = height if narrow else height - sum(keys[:row]) - row * (box + title)
+        _key(figure, one, left, right, top)
+        for place, name in enumerate(names):
+            shown = (points["space"] == name).to_numpy()
+            bottom = height - head - (place + 1) * (box + title) if narrow else top - keys[row] - box - title
+            middle = (left + right) / 2 if narrow else (place + 0.5) * cell
+            rectangle = ((middle - box / 2) / width, bottom / height, box / width, box / height)
+            axes = figure.add_axes(rectangle, projection="3d")
+            _box(axes, points[shown], [one.palette[index] for index in one.indices[shown]], size=box)
+            figure.text(middle / width, (bottom + box) / height, name, ha="center", va="bottom", weight="bold")
+    return figure
+
+
+def rotatable(points: pd.DataFrame, *, colour: Sequence[str]) -> dict[str, Any]:
+    """Return what :func:`spaces` draws as plain data, for the script that lets a reader rotate it.
+
+    Args:
+        points, colour: as for :func:`spaces`.
+
+    Returns:
+        ``colourings``: ``name``, ``kind`` ("class" or "angle"), ``palette`` and, of classes, their ``labels``.
+        ``spaces``: ``title``, the coordinates ``x``, ``y`` and ``z`` to four significant digits, ``cube`` (three
+        ranges of one length) and ``colours`` (for each colouring the points' places in its palette).
+        ``eye``: the direction from which one looks. ``theme``: the colours that follow the page's theme.
+
+    Raises:
+        ValueError: as :func:`spaces`.
+    """
+    colourings = [_colouring(points, column) for column in colour]
+    drawn = []
+    for name in points["space"].drop_duplicates():
+        shown = (points["space"] == name).to_numpy()
+        rows = points[shown]
+        drawn.append(
+            {
+                "title": str(name),
+                **{axis: [float(f"{value:.4g}") for value in rows[axis]] for axis in "xyz"},
+                "cube": [[float(f"{end:.4g}") for end in ends] for ends in _cube(rows)],
+                "colours": [one.indices[shown].tolist() for one in colourings],
+            }
+        )
+    elevation, azimuth = np.deg2rad([ELEVATION, AZIMUTH])
+    eye = np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)
+    return {
+        "colourings": [
+            {"name": one.name, "kind": one.kind, "palette": list(one.palette), "labels": one.labels}
+            for one in colourings
+        ],
+        "spaces": drawn,
+        "eye": [round(float(part), 4) for part in eye],
+        "theme": {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER},
+    }
+
+
+@dataclass(frozen=True)
+class _Colouring:
+    """How points are coloured by a column: ``indices``, an integer array (points,), are places in ``palette``."""
+
+    name: str
+    kind: str
+    palette: tuple[str, ...]
+    labels: list[str]
+    indices: IntArray
+
+
+def _colouring(points: pd.DataFrame, column: str) -> _Colouring:
+    values = points[column]
+    if not np.isfinite(points[["x", "y", "z"]].to_numpy()).all():
+        raise ValueError("points: coordinates must be finite")
+    if pd.api.types.is_float_dtype(values):
+        if not np.isfinite(values).all():
+            raise ValueError(f"points: angles of '{column}' must be finite")
+        turns = (values.to_numpy() / (2 * np.pi)) % 1
+        # A tiny negative angle is a whole turn after rounding: that is angle 0 again.
+        return _Colouring(column, "angle", CYCLE, [], (turns * len(CYCLE)).astype(int) % len(CYCLE))
+    indices, labels = pd.factorize(values)
+    if len(labels) > len(CATEGORIES):
+        raise ValueError(f"points: '{column}' has {len(labels)} classes, there are {len(CATEGORIES)} colours")
+    return _Colouring(column, "class", CATEGORIES[: len(labels)], [str(label) for label in labels], indices)
+
+
+def _cube(points: pd.DataFrame) -> list[tuple[float, float]]:
+    low, high = points[["x", "y", "z"]].min().to_numpy(), points[["x", "y", "z"]].max().to_numpy()
+    # A little more than the points need; a space that collapsed to one point has a box all the same.
+    half = 0.53 * float((high - low).max()) or 1.0
+    return [(float(middle) - half, float(middle) + half) for middle in (low + high) / 2]
+
+
+def _box(axes: Axes3D, points: pd.DataFrame, colours: list[str], *, size: float) -> None:
+    axes.patch.set_visible(False)
+    axes.scatter(
+        points["x"], points["y"], points["z"], c=colours, s=2.4 * size**2, lw=0, depthshade=False, rasterized=True
+    )
+    for axis, ends in zip((axes.xaxis, axes.yaxis, axes.zaxis), _cube(points), strict=True):
+        axis.set_major_locator(LinearLocator(5))
+        axis.set_tick_params(length=0, labelleft=False, labelbottom=False, labelright=False, labeltop=False)
+        axis.set_ticklabels([])
+        axis.set_pane_color((1, 1, 1, 0))
+        axis.pane.set_edgecolor(GRID)
+        axis.line.set(color=GRID, linewidth=0.8)
+        axis._axinfo["tick"].update(inward_factor=0, outward_factor=0)
+        getattr(axes, f"set_{axis.axis_name}lim")(*ends)
+    axes.set_box_aspect((1, 1, 1), zoom=1.08)
+    axes.view_init(ELEVATION, AZIMUTH)
+
+
+_LINE, _LETTER = 0.2, 0.085
+"""Height of a line of a key and width of a letter in it, in inches."""
+
+
+def _key_columns(colouring: _Colouring, width: float) -> int:
+    widest = 0.3 + _LETTER * max(map(len, colouring.labels), default=0)
+    fitting = max(1, int((width - 0.1) / widest))
+    lines = -(-len(colouring.labels) // fitting) or 1
+    return -(-len(colouring.labels) // lines) or 1  # lines of even length
+
+
+def _key_height(colouring: _Colouring, width: float) -> float:
+    lines = -(-len(colouring.labels) // _key_columns(colouring, width)) or 2
+    return 0.32 + _LINE * lines
+
+
+def _key(figure: Figure, colouring: _Colouring, left: float, right: float, top: float) -> None:
+    """Draw the name of a colouring and what its colours mean between ``left`` and ``right`` (inches)."""
+    width, height = figure.get_size_inches()
+    figure.text((left + 0.05) / width, (top - 0.05) / height, f"Colour: {colouring.name}", va="top", fontsize=9.5)
+    if colouring.kind == "class":
+        dots = [Line2D([], [], ls="", marker="o", markersize=6, color=hue) for hue in colouring.palette]
+        figure.legend(
+            dots, colouring.labels, loc="upper left", bbox_to_anchor=(left / width, (top - 0.22) / height),
+            ncols=_key_columns(colouring, right - left), fontsize=9, borderpad=0.2, borderaxespad=0,
+            handlelength=0.8, handletextpad=0.4, columnspacing=1.0, labelspacing=0.3,
+        )  # fmt: skip
+        return
+    long = min(2.2, right - left - 0.3)
+    axes = figure.add_axes(((left + 0.1) / width, (top - 0.38) / height, long / width, 0.11 / height))
+    # Each a little too wide: no seams between them.
+    axes.bar(np.arange(len(CYCLE)), 1, width=1.06, color=CYCLE, align="edge", lw=0)
+    axes.set(xlim=(0, len(CYCLE)), ylim=(0, 1), yticks=[])
+    axes.set_xticks([0, 12, 24], labels=["0", "π", "2π"], fontsize=9)
+    axes.tick_params(length=0, pad=3)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
 def beta_name(beta: float) -> str:
     """Return how figures and tables name a weight: "CE" for β = 0, as in the paper's figures."""
     return f"β\u00a0=\u00a0{_power(beta)}" if beta else "CE"
@@ -232,7 +442,8 @@ def inline_svg(figure: Figure, identity: str) -> str:
         figure: one drawn with the colours of this module.
         identity: a prefix for every id in it, unique on the page.
     """
-    with mpl.rc_context({"svg.fonttype": "none"}):
+    # Twice as fine as the screen's usual pixels, for what is drawn as a picture inside.
+    with mpl.rc_context({"svg.fonttype": "none", "savefig.dpi": 200}):
         svg = _rendered(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

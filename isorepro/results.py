@@ -36,12 +36,13 @@ class Results:
     """
 
     def __init__(self, notebook: str, run: Path | None = None) -> None:
-        executed = run is not None or RUN in os.environ
+        self._executed = run is not None or RUN in os.environ
+        self._library_shown = False
         run = run or Path(os.environ.get(RUN, paths.output() / "interactive"))
         self.notebook = notebook
         self.folder = run / "results" / notebook
         # Executed notebooks, and the pages made of them, lie beside the run's results.
-        beside = run / "notebooks" if executed else Path.cwd()
+        beside = run / "notebooks" if self._executed else Path.cwd()
         self.link = Path(os.path.relpath(self.folder, beside)).as_posix()
         self._numbers: dict[str, float | int | str] = {}
 
@@ -79,6 +80,7 @@ class Results:
         alt: str,
         data: pd.DataFrame,
         shown: pd.DataFrame | None = None,
+        rotatable: Callable[..., dict[str, Any]] | None = None,
         **options: Any,
     ) -> Shown:
         """Draw a figure twice (wide and for a phone), write it with its data, and return it for display.
@@ -91,6 +93,11 @@ class Results:
             alt: what one sees, for those who do not see it.
             data: the tidy table behind it, written as CSV.
             shown: the table shown under the figure, ready formatted; ``data`` without it.
+            rotatable: a function of :mod:`isorepro.plots` that returns the figure as data to rotate; called as
+                ``draw`` is. The drawings stay, for paper and for browsers without JavaScript or WebGL.
+
+        Raises:
+            ValueError: ``rotatable`` returned a number that is not finite.
         """
         identity = f"{self.notebook}-{name}".replace("_", "-")
         with plots.house_style():
@@ -107,17 +114,29 @@ class Results:
             f'<div class="isorepro-{width}" role="img" aria-label="{alt}">{svg}</div>'
             for width, svg in drawings.items()
         )
+        turning = rotatable and _turning(rotatable(*args, **options))
         links = " · ".join(self._link(name, kind) for kind in ("svg", "png", "csv"))
         body = _html_table(data if shown is None else shown, "The numbers behind the figure")
         markup = (
-            f'<figure class="isorepro-figure" id="{identity}"><style>{_LAYOUT}{plots.dark_theme(f"#{identity}")}'
-            f"</style>{images}<figcaption>{html.escape(caption)}</figcaption>"
+            f'<figure class="isorepro-figure" id="{identity}">'
+            f"<style>{_LAYOUT}{plots.dark_theme(f'#{identity}')}</style>"
+            f"{images}{turning or ''}<figcaption>{html.escape(caption)}</figcaption>"
             f'<p class="isorepro-links">Download: {links}</p>'
             '<details class="isorepro-data"><summary>The numbers behind the figure</summary>'
             f"{body}</details></figure>"
         )
         paths.write_atomically(self.folder / f"{name}.html", markup)
-        return Shown(markup)
+        return Shown(markup + (self._scripts() if turning and not self._executed else ""))
+
+    def _scripts(self) -> str:
+        """Return what a notebook in Jupyter needs to rotate a figure; the pages of the book load it themselves."""
+        library = ""
+        if not self._library_shown:
+            from plotly.offline import get_plotlyjs  # 5 MB that only a reader at work in Jupyter needs
+
+            library = f"<script>{get_plotlyjs()}</script>"
+            self._library_shown = True
+        return f"{library}<script>{(Path(__file__).parent / 'rotatable.js').read_text()}</script>"
 
     def _link(self, name: str, kind: str) -> str:
         return f'<a href="{self.link}/{name}.{kind}" download>{kind.upper()}</a>'
@@ -128,6 +147,35 @@ _LAYOUT = (
     ".isorepro-narrow{display:none}.isorepro-scroll{overflow-x:auto}"
     "@media(max-width:600px){.isorepro-wide{display:none}.isorepro-narrow{display:block}}"
 )
+
+_TURNING = (
+    ".isorepro-choice{display:flex;flex-wrap:wrap;gap:.4rem .5rem;align-items:center;margin:0 0 .5rem}"
+    ".isorepro-choice button{font:inherit;font-size:.9rem;padding:.3rem .8rem;border-radius:1rem;cursor:pointer;"
+    "color:inherit;background:none;border:1px solid var(--isorepro-56616d,#56616d)}"
+    ".isorepro-choice button[aria-pressed=true]{color:var(--isorepro-ffffff,#ffffff);"
+    "background:var(--isorepro-1d2733,#1d2733)}"
+    ".isorepro-choice button:focus-visible{outline:2px solid var(--isorepro-0063a6,#0063a6);outline-offset:2px}"
+    ".isorepro-rotatable{color:var(--isorepro-1d2733,#1d2733)}.isorepro-rotatable[hidden]{display:none}"
+    ".isorepro-key{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.87rem;line-height:1.5;min-height:1.6rem;"
+    "align-items:center;margin-bottom:.6rem}.isorepro-key>span{display:inline-flex;align-items:center;gap:.4rem}"
+    ".isorepro-key i{width:.75rem;height:.75rem;border-radius:50%}"
+    ".isorepro-key i.isorepro-turn{width:10rem;border-radius:.4rem}"
+    ".isorepro-spaces{display:grid;grid-template-columns:repeat(var(--columns),minmax(0,1fr));gap:.5rem}"
+    ".isorepro-space{text-align:center;font-weight:700}.isorepro-plot{aspect-ratio:1}"
+    ".isorepro-hint{font-size:.82rem;margin:.2rem 0 0;color:var(--isorepro-56616d,#56616d)}"
+    "@media(max-width:600px){.isorepro-spaces{grid-template-columns:minmax(0,1fr)}"
+    ".isorepro-plot{aspect-ratio:auto;height:300px}}"
+    "@media screen{.isorepro-turns>.isorepro-wide,.isorepro-turns>.isorepro-narrow{display:none}}"
+    "@media print{.isorepro-rotatable{display:none}}"
+)
+
+
+def _turning(data: dict[str, Any]) -> str:
+    """Return the container that ``rotatable.js`` fills; hidden until it has."""
+    # "<" only as an escape: no text in the data can end the script or open a comment in it.
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
+    script = f'<script type="application/json">{text}</script>'
+    return f'<style>{_TURNING}</style><div class="isorepro-rotatable" hidden>{script}</div>'
 
 
 def _html_table(frame: pd.DataFrame, label: str) -> str:

@@ -1,10 +1,13 @@
-"""What several test files share: an output folder of the tests' own and one small trained network."""
+"""What several test files share: an output folder of the tests' own, a small trained network, a browser."""
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from isorepro import data
 from isorepro.training import TrainedModel, TrainingConfig, train
@@ -35,3 +38,57 @@ def images_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
     """A stratified subset of the test images."""
     dataset = data.load("mnist", test_size=600)
     return dataset.test_inputs, dataset.test_labels
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The chromium of this machine."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        if os.environ.get("ISOREPRO_REQUIRE_BROWSER"):
+            pytest.fail("no chromium on this machine")
+        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=chromium,
+            args=[
+                "--no-sandbox",
+                # WebGL without a graphics card.
+                "--use-gl=angle",
+                "--use-angle=swiftshader",
+                "--enable-unsafe-swiftshader",
+                "--disable-background-networking",
+                "--disable-component-update",
+            ],
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def watched() -> Callable[[Page, str], list[str]]:
+    """A function that returns a list to which everything will be added that goes wrong on a page.
+
+    It takes the page and the beginning of the addresses the page may ask for.
+    """
+    # What chromium says of plotly's speed on a machine without a graphics card.
+    slow = ("Canvas2D: Multiple readback operations using getImageData", "GPU stall due to ReadPixels")
+
+    def watch(page: Page, own: str) -> list[str]:
+        faults: list[str] = []
+
+        def said(kind: str, text: str) -> None:
+            if kind == "error" or (kind == "warning" and not any(known in text for known in slow)):
+                faults.append(f"console: {text}")
+
+        page.on("console", lambda message: said(message.type, message.text))
+        page.on("pageerror", lambda error: faults.append(f"script: {error}"))
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith((own, "data:", "blob:")) else faults.append(f"foreign: {r.url}"),
+        )
+        page.on("requestfailed", lambda r: faults.append(f"failed: {r.url}"))
+        page.on("response", lambda r: faults.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        return faults
+
+    return watch

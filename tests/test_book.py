@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from isorepro import book, profiles
 from isorepro.errors import NotebookError
@@ -48,27 +48,6 @@ def run(output: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        if os.environ.get("ISOREPRO_REQUIRE_BROWSER"):
-            pytest.fail("no chromium on this machine")
-        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=chromium,
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-background-networking",
-                "--disable-component-update",
-            ],
-        )
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def site(run: Path) -> Iterator[str]:
     """The book served over http on this machine."""
 
@@ -89,14 +68,9 @@ def pages(run: Path) -> list[str]:
     return sorted(name for name in found if not name.startswith(("_static", "results", "genindex")))
 
 
-def visit(page: Page, address: str, own: str) -> list[str]:
+def visit(page: Page, address: str, own: str, watched: Callable[[Page, str], list[str]]) -> list[str]:
     """Open a page and return what is wrong with it."""
-    faults: list[str] = []
-    page.on("console", lambda m: faults.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: faults.append(f"script: {error}"))
-    page.on("request", lambda r: None if r.url.startswith((own, "data:")) else faults.append(f"foreign: {r.url}"))
-    page.on("requestfailed", lambda r: faults.append(f"failed: {r.url}"))
-    page.on("response", lambda r: faults.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+    faults = watched(page, own)
     page.goto(address)
     page.wait_for_load_state("networkidle")
     faults += page.evaluate(
@@ -116,14 +90,16 @@ def links(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("scheme", ["http", "file"])
-def test_every_page_opens_clean(run: Path, browser: Browser, site: str, view: str, scheme: str) -> None:
+def test_every_page_opens_clean(
+    run: Path, browser: Browser, site: str, watched: Callable[[Page, str], list[str]], view: str, scheme: str
+) -> None:
     root = site if scheme == "http" else (run / "book").as_uri()
     assert len(pages(run)) >= 5
     faults = {}
     context = browser.new_context(**VIEWS[view])
     for name in pages(run):
         page = context.new_page()
-        found = visit(page, f"{root}/{name}", root)
+        found = visit(page, f"{root}/{name}", root, watched)
         if found:
             faults[name] = found
         page.close()

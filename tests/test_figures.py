@@ -1,4 +1,7 @@
+import base64
+import json
 import re
+import struct
 from functools import partial
 from pathlib import Path
 
@@ -76,6 +79,193 @@ def test_any_number_of_weights_can_be_drawn(count: int) -> None:
     with plots.house_style():
         figure = plots.robustness_curves(summary([float(b) for b in range(count)]), chance=0.1)
     assert len([line for line in figure.axes[0].lines if not line.get_label().startswith("_")]) == count
+
+
+def oklab(colour: str, seen: np.ndarray) -> np.ndarray:
+    """Björn Ottosson's OKLab of a colour as someone sees it, whose vision is a matrix on linear RGB."""
+    channels = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    cones = np.array([[0.41222147, 0.53633254, 0.05144599], [0.2119035, 0.68069955, 0.10739696]])
+    cones = np.vstack([cones, [0.08830246, 0.28171884, 0.62997870]])
+    lab = np.array([[0.21045426, 0.79361778, -0.00407205], [1.97799850, -2.42859220, 0.45059371]])
+    lab = np.vstack([lab, [0.02590404, 0.78277177, -0.80867577]])
+    return lab @ np.cbrt(cones @ np.clip(seen @ linear, 0, 1))
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1.
+VISION = {
+    "all cones": np.eye(3),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    ),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+}
+
+
+def distances(colours: tuple[str, ...], vision: str) -> np.ndarray:
+    lab = np.array([oklab(colour, VISION[vision]) for colour in colours])
+    return np.linalg.norm(lab[:, None] - lab[None], axis=2) + 9 * np.eye(len(colours))
+
+
+def test_colours_of_pictures_show_on_light_and_dark_pages() -> None:
+    for colour in (*plots.CATEGORIES, *plots.CYCLE):
+        for paper in (plots.PAPER, plots.DARK[plots.PAPER]):
+            assert contrast(colour, paper) >= 3, (colour, paper)
+    assert len(set(plots.CATEGORIES)) == 10
+    assert len(set(plots.CYCLE)) == 24
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_classes_and_angles_are_told_apart_by_colour_blind_people(vision: str) -> None:
+    assert distances(plots.CATEGORIES, vision).min() > 0.08
+    assert distances(plots.CATEGORIES[:4], vision).min() > 0.14
+    assert distances(plots.CATEGORIES[:2], vision).min() > 0.2
+    apart = np.abs(np.subtract.outer(np.arange(24), np.arange(24)))
+    apart = np.minimum(apart, 24 - apart)
+    between = distances(plots.CYCLE, vision)
+    assert between[apart >= 2].min() > 0.02  # the just noticeable difference
+    assert between[apart >= 6].min() > 0.07
+
+
+def test_the_cycle_has_the_angle_in_its_lightness_and_its_blue() -> None:
+    light, _, yellow = np.array([oklab(colour, np.eye(3)) for colour in plots.CYCLE]).T
+    angle = np.arange(24) * 2 * np.pi / 24
+    assert np.corrcoef(light, np.cos(angle))[0, 1] > 0.999
+    assert np.corrcoef(yellow, np.sin(angle))[0, 1] > 0.999
+
+
+def rings(count: int = 40) -> pd.DataFrame:
+    """Two linked rings in three spaces."""
+    t = np.arange(count) * 2 * np.pi / count
+    one = np.c_[np.cos(t), np.sin(t), 0 * t]
+    other = np.c_[1 + np.cos(t), 0 * t, np.sin(t)]
+    x, y, z = np.r_[one, other].T
+    points = pd.DataFrame({"x": x, "y": y, "z": z, "ring": ["</script>"] * count + ["<!--"] * count})
+    points["angle"] = np.r_[t, t]
+    return pd.concat([points.assign(space=name, x=x * size) for name, size in (("Data", 1), ("CE", 2), ("β", 3))])
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_spaces_have_boxes_of_equal_sides_and_a_key_for_each_colouring(narrow: bool) -> None:
+    points = rings()
+    with plots.house_style():
+        figure = plots.spaces(points, colour=["ring", "angle"], narrow=narrow)
+    boxes = [axes for axes in figure.axes if axes.name == "3d"]
+    assert len(boxes) == 6
+    named = [text.get_text() for text in figure.texts]
+    assert [named.count(name) for name in ("Data", "CE", "β", "Colour: ring", "Colour: angle")] == [2, 2, 2, 1, 1]
+    names = ["Data", "CE", "β"]
+    for place, axes in enumerate(boxes):
+        space, colouring = names[place % 3], ("ring", "angle")[place // 3]
+        sides = [np.ptp(limits) for limits in (axes.get_xlim(), axes.get_ylim(), axes.get_zlim())]
+        np.testing.assert_allclose(sides, sides[0])
+        (cloud,) = axes.collections
+        assert cloud.get_rasterized()
+        drawn = points[points["space"] == space]
+        np.testing.assert_allclose(np.array(cloud._offsets3d).T, drawn[["x", "y", "z"]])
+        palette = plots.CATEGORIES[:2] if colouring == "ring" else plots.CYCLE
+        used = {mpl.colors.to_hex(hue) for hue in cloud.get_facecolor()}
+        assert used == set(palette)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["</script>", "<!--"]
+    (cycle,) = (axes for axes in figure.axes if axes.name != "3d")
+    assert [label.get_text() for label in cycle.get_xticklabels()] == ["0", "π", "2π"]
+    assert figure.get_size_inches()[0] == (plots.NARROW if narrow else plots.WIDE)
+
+
+def test_spaces_follow_the_theme_and_are_the_same_bytes_twice() -> None:
+    made = []
+    for _ in range(2):
+        with plots.house_style():
+            made.append(plots.inline_svg(plots.spaces(rings(), colour=["ring"]), "s"))
+    assert made[0] == made[1]
+    assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", made[0])) <= {*plots.CATEGORIES[:2], "#000000"}
+    pictures = re.findall(r'<image [^>]*?base64,\s*([^"]+)"[^>]* width="([\d.]+)"', made[0])
+    assert len(pictures) == 3
+    for picture, points in pictures:
+        (pixels,) = struct.unpack(">I", base64.b64decode(picture)[16:20])
+        assert pixels / float(points) == pytest.approx(200 / 72, rel=0.01)
+
+
+def test_an_angle_is_cut_into_the_colours_of_the_cycle() -> None:
+    angles = np.array([0.0, 2 * np.pi - 1e-9, np.pi, -1e-20, 2 * np.pi, -np.pi / 2])
+    points = pd.DataFrame({"space": "s", "x": angles, "y": 0.0, "z": 0.0, "angle": angles})
+    (space,) = plots.rotatable(points, colour=["angle"])["spaces"]
+    assert space["colours"] == [[0, 23, 12, 0, 0, 18]]
+
+
+@pytest.mark.parametrize(("column", "value"), [("x", np.nan), ("angle", np.inf)])
+def test_points_that_are_nowhere_are_refused(column: str, value: float) -> None:
+    points = rings()
+    points[column] = value
+    with pytest.raises(ValueError, match="finite"):
+        plots.rotatable(points, colour=["angle"])
+
+
+def test_more_classes_than_colours_are_refused() -> None:
+    points = rings().assign(many=[str(number % 11) for number in range(240)])
+    with pytest.raises(ValueError, match="11 classes"):
+        plots.spaces(points, colour=["many"])
+
+
+def test_a_space_that_collapsed_to_a_point_has_a_box() -> None:
+    points = rings().assign(x=1.0, y=2.0, z=3.0)
+    cube = plots.rotatable(points, colour=["ring"])["spaces"][0]["cube"]
+    assert cube == [[0.0, 2.0], [1.0, 3.0], [2.0, 4.0]]
+
+
+def rotatable_figure(folder: Path, **options: object) -> tuple[Results, str]:
+    results = Results("n", folder)
+    shown = results.figure(
+        "rings", plots.spaces, rings(), colour=["ring", "angle"], caption="c", alt="a", data=rings(), **options
+    )
+    return results, shown._repr_html_()
+
+
+def test_a_rotatable_figure_holds_its_points_and_keeps_its_drawings(tmp_path: Path) -> None:
+    _, markup = rotatable_figure(tmp_path, rotatable=plots.rotatable)
+    (text,) = re.findall(r'<div class="isorepro-rotatable" hidden><script[^>]*>(.*?)</script></div>', markup)
+    assert "<" not in text
+    data = json.loads(text)
+    assert data == plots.rotatable(rings(), colour=["ring", "angle"])
+    assert data["colourings"][0]["labels"] == ["</script>", "<!--"]
+    for space, (name, points) in zip(data["spaces"], rings().groupby("space", sort=False), strict=True):
+        assert space["title"] == name
+        np.testing.assert_allclose(np.array([space[axis] for axis in "xyz"]).T, points[["x", "y", "z"]], rtol=1e-3)
+        rings_of_points = [data["colourings"][0]["labels"][place] for place in space["colours"][0]]
+        assert rings_of_points == points["ring"].tolist()
+    assert markup.count("<svg") == 2
+    assert "plotly" not in markup.lower()
+    assert "isorepro-rotatable" not in rotatable_figure(tmp_path)[1]
+
+
+def test_a_rotatable_figure_is_the_same_bytes(tmp_path: Path) -> None:
+    one, other = (rotatable_figure(tmp_path / name, rotatable=plots.rotatable)[0].folder for name in ("a", "b"))
+    assert {path.name: path.read_bytes() for path in one.iterdir()} == {
+        path.name: path.read_bytes() for path in other.iterdir()
+    }
+
+
+def test_at_work_in_jupyter_the_first_rotatable_figure_brings_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ISOREPRO_RUN", raising=False)
+    monkeypatch.setenv("ISOREPRO_OUTPUT", str(tmp_path))
+    results = Results("n")
+    first, second = (
+        results.figure(
+            name, plots.spaces, rings(), colour=["ring"], caption="c", alt="a", data=rings(),
+            rotatable=plots.rotatable,
+        )._repr_html_()
+        for name in ("one", "two")
+    )  # fmt: skip
+    assert "plotly.js v" in first
+    assert "plotly.js v" not in second
+    assert "isorepro-rotatable:not" in first
+    assert "isorepro-rotatable:not" in second
+    assert "<script>" not in (results.folder / "one.html").read_text()
 
 
 def examples() -> pd.DataFrame:

@@ -1,7 +1,8 @@
-"""Sphinx extension of the book: numbers and figures of the run, and a MathJax that lies on disk."""
+"""Sphinx extension of the book: numbers and figures of the run, and scripts that lie on disk."""
 
 import json
 from importlib.metadata import distribution
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,6 +65,26 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
             copy_asset_file(str(file.locate()), str(target))
 
 
+def copy_plotly(app: Sphinx, error: Exception | None) -> None:
+    """Copy the two scripts that rotate figures beside the static files."""
+    if error or app.builder.format != "html":
+        return
+    target = Path(app.outdir) / "_static" / "plotly"
+    target.mkdir(parents=True, exist_ok=True)
+    for source in (files("plotly") / "package_data" / "plotly.min.js", files("isorepro") / "rotatable.js"):
+        (target / source.name).write_bytes(source.read_bytes())
+
+
+def load_plotly(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Load these scripts on the pages that hold a figure to rotate, and only there."""
+    # With its bracket, which is escaped in a listing of source code.
+    if '<div class="isorepro-rotatable"' in context.get("body", ""):
+        for script in ("plotly.min.js", "rotatable.js"):
+            app.add_js_file(f"plotly/{script}", loading_method="defer")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     # The Jupyter Book extension sets these two values, which their own extensions, left out here, declare.
@@ -71,5 +92,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("comments_config", {}, "html")
     app.add_role("number", Number())
     app.add_directive("run-figure", RunFigure)
+    app.connect("html-page-context", load_plotly)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", copy_plotly)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
