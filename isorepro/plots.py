@@ -432,7 +432,8 @@ def points(gain: float, low: float, high: float) -> str:
 
 def interval(mean: float, low: float, high: float) -> str:
     """Return a mean and its 95 % interval, of any unit, as text; without the interval for a single seed."""
-    return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f}–{high:.3f})"
+    text = f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
+    return text.replace("-", "−")
 
 
 def inline_svg(figure: Figure, identity: str) -> str:
@@ -881,6 +882,20 @@ def _power(value: float) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+MEASURES = {
+    "spearman": "Spearman correlation",
+    "pearson": "Pearson correlation",
+    "scale": "best scale",
+    "cka": "linear CKA with the inputs",
+    "dimension": "dimension (participation ratio)",
+    "gromov_wasserstein": "Gromov-Wasserstein distance",
+    "data_loops": "lasting loops in the data",
+    "loops": "lasting loops",
+    "loop_persistence": "persistence of the longest loop",
+}
+"""What tables call a measure whose own name does not say it."""
+
+
 def measure_table(summary: pd.DataFrame, by: str) -> pd.DataFrame:
     """Return measures over seeds as a table to read: a row per measure and value of ``by``, a column per network.
 
@@ -891,7 +906,7 @@ def measure_table(summary: pd.DataFrame, by: str) -> pd.DataFrame:
     rows = summary.assign(
         network=network_names(summary),
         text=[interval(*row) for row in summary[["mean", "low", "high"]].to_numpy()],
-        measure=summary["measure"].str.replace("_", " "),
+        measure=summary["measure"].map(lambda measure: MEASURES.get(measure, measure.replace("_", " "))),
     )
     order = rows[["measure", by]].drop_duplicates()
     wide = rows.pivot(index=["measure", by], columns="network", values="text")

@@ -178,8 +178,16 @@ def _turning(data: dict[str, Any]) -> str:
     return f'<style>{_TURNING}</style><div class="isorepro-rotatable" hidden>{script}</div>'
 
 
+LONGEST = 300
+"""Rows up to which a page shows a table whole; of a longer one it shows the first twenty."""
+
+
 def _html_table(frame: pd.DataFrame, label: str) -> str:
+    note = ""
+    if len(frame) > LONGEST:
+        note = f'<p class="isorepro-links">The first 20 of {len(frame):,} rows; the CSV file has them all.</p>'
+        frame = frame.head(20)
     with pd.option_context("display.max_colwidth", None):
         table = frame.to_html(index=False, border=0, na_rep="–", justify="left")
     # Focusable, so that a wide table can be scrolled by the keyboard.
-    return f'<div class="isorepro-scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'
+    return f'{note}<div class="isorepro-scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'

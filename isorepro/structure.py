@@ -1,5 +1,6 @@
 """What trained networks do to the structure of the data (claim C2), as tidy tables."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -10,6 +11,13 @@ from isorepro import data, geometry, stats
 from isorepro.data import Dataset
 from isorepro.errors import InputError, unknown
 from isorepro.training import TrainedModel, clean_accuracy
+
+RANGES = {
+    "spearman": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
+    **dict.fromkeys(("accuracy", "trustworthiness", "continuity", "cka"), (0.0, 1.0)),
+}
+"""Measures with a range other than from 0 up; intervals are clipped to it."""
 
 CLOUD = "all points"
 """The relation of a measure that concerns the whole cloud, not pairs within or between classes."""
@@ -220,8 +228,8 @@ def cross_section(
 ) -> pd.DataFrame:
     """Cut through input space by the plane of the first two principal axes that holds a prototype.
 
-    The prototype is the training image nearest to the mean of its class; the axes are those of all training
-    images. Points of the plane are not clipped to [0, 1]: most are no images.
+    The prototype is the training image nearest to the mean of its class; the axes are those of the first ten
+    thousand training images. Points of the plane are not clipped to [0, 1]: most are no images.
 
     Args:
         trained: the network.
@@ -246,7 +254,7 @@ def cross_section(
     members = images[dataset.train_labels == dataset.classes.index(prototype)]
     centre = members[(members - members.mean(0)).norm(dim=1).argmin()]
     # The leading eigenvectors of the covariance, signed so that they are the same on every machine.
-    axes = torch.linalg.eigh(torch.cov(images.T.double())).eigenvectors[:, -2:].flip(1).T.float()
+    axes = torch.linalg.eigh(torch.cov(images[:10_000].T.double())).eigenvectors[:, -2:].flip(1).T.float()
     axes = axes * torch.where(axes.gather(1, axes.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)
     corner = torch.full((2,), extent)
     offsets = geometry.plane_grid(-corner, corner, resolution)
@@ -272,8 +280,20 @@ def cross_section(
 
 
 def summary(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Summarise rows of measure and value over seeds: :func:`isorepro.stats.over_seeds` by measure and ``by``."""
-    return stats.over_seeds(table, "value", ["measure", *by])
+    """Summarise rows of measure and value over seeds.
+
+    Args:
+        table: rows of measure, value, seed and the columns in ``by``.
+        by: columns that tell the values of one measure and seed apart.
+
+    Returns:
+        :func:`isorepro.stats.over_seeds` by measure and ``by``, intervals clipped to the measure's range.
+    """
+    found = stats.over_seeds(table, "value", ["measure", *by])
+    ends = found["measure"].map(lambda measure: RANGES.get(measure, (0.0, math.inf)))
+    return found.assign(
+        **{end: found[end].clip(ends.str[0].astype(float), ends.str[1].astype(float)) for end in ("low", "high")}
+    )
 
 
 def preservation_verdict(
@@ -300,15 +320,16 @@ def preservation_verdict(
         InputError: networks of one kind are missing.
     """
     within = table[(table["relation"] == "within") & table["measure"].isin(["spearman", "stress"])]
+    means = summary(within, ["beta"])
     by_network = within.pivot(index=["beta", "seed"], columns="measure", values="value").reset_index()
     kinds = {"ce": by_network[by_network["beta"] == 0], "isometric": by_network[by_network["beta"] > 0]}
     numbers: dict[str, float] = {}
     for kind, rows in kinds.items():
         if rows.empty:
             raise InputError(f"measures: networks with β {'= 0' if kind == 'ce' else '> 0'} are needed")
-        for measure in ("spearman", "stress"):
-            ends = stats.seed_interval(rows[measure])
-            numbers |= dict(zip((f"{measure}_{kind}{end}" for end in ("", "_low", "_high")), ends, strict=True))
+        for row in means[means["beta"].isin(rows["beta"])].to_dict("records"):
+            name = f"{row['measure']}_{kind}"
+            numbers |= {name: row["mean"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
     isometric, plain = kinds["isometric"], kinds["ce"]
     keeps = (isometric["spearman"] >= kept_spearman) & (isometric["stress"] <= kept_stress)
     breaks = (plain["spearman"] <= broken_spearman) & (plain["stress"] >= broken_stress)

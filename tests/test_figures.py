@@ -365,6 +365,13 @@ def test_a_wide_text_is_shown_whole(tmp_path: Path) -> None:
     assert text in Results("n", tmp_path).table("t", pd.DataFrame({"a": [text]})).markup
 
 
+def test_of_a_long_table_a_page_shows_the_start_and_the_file_holds_all(tmp_path: Path) -> None:
+    markup = Results("n", tmp_path).table("t", pd.DataFrame({"a": range(1000)})).markup
+    assert markup.count("<tr") == 1 + 20
+    assert "The first 20 of 1,000 rows" in markup
+    assert len(pd.read_csv(tmp_path / "results/n/t.csv")) == 1000
+
+
 def test_numbers_keep_their_value_and_add_up(tmp_path: Path) -> None:
     results = Results("n", tmp_path)
     results.numbers(a=np.float64(0.1), b=np.int64(3))

@@ -235,8 +235,8 @@ def test_measure_table_has_a_row_per_measure_and_a_column_per_network() -> None:
     table = plots.measure_table(structure_summary(), "relation")
     assert list(table.columns)[:3] == ["measure", "relation", CE]
     assert len(table.columns) == 2 + len(SETTINGS)
-    assert table["measure"].tolist() == ["spearman", "cka", "accuracy"]
-    assert table.loc[0, CE] == "0.100 (0.090–0.110)"
+    assert table["measure"].tolist() == ["Spearman correlation", "linear CKA with the inputs", "accuracy"]
+    assert table.loc[0, CE] == "0.100 (0.090 to 0.110)"
 
 
 def test_verdict_table_says_errors_effect_and_verdict() -> None:
@@ -245,6 +245,6 @@ def test_verdict_table_says_errors_effect_and_verdict() -> None:
            "delta_high": np.nan, "near_distance": 0.01, "far_distance": 0.2, "verdict": "holds"}  # fmt: skip
     (shown,) = plots.verdict_table(pd.DataFrame([row]), {"torus": "Torus"}).to_numpy().tolist()
     assert shown == [
-        "Torus", plots.beta_name(10.0), "local distortion", "2.000 (1.500–2.500)", "0.050 (0.040–0.060)", "0.900",
-        "0.01, 0.20", "holds",
+        "Torus", plots.beta_name(10.0), "local distortion", "2.000 (1.500 to 2.500)", "0.050 (0.040 to 0.060)",
+        "0.900", "0.01, 0.20", "holds",
     ]  # fmt: skip
