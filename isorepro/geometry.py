@@ -165,7 +165,7 @@ def distance_preservation(
         "scaled_stress": lambda d, m: stress(d, m, None),
         "scale": best_scale,
     }
-    groups = list(zip(distances.chunk(GROUPS), mapped.chunk(GROUPS), strict=True))
+    groups = list(zip(distances.tensor_split(GROUPS), mapped.tensor_split(GROUPS), strict=True))
     result = {}
     for name, measure in measures.items():
         error = 0.0
