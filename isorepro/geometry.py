@@ -440,8 +440,9 @@ def jacobian_singular_values(
         (N, min(d, F)), or (N, min(D, F)) without ``tangents``, largest first, in the points' precision.
 
     Raises:
-        InputError: tangents that are not orthonormal.
+        InputError: points that are not finite, or tangents that are not orthonormal.
     """
+    _flat(points, least=1)
     if tangents is not None:
         identity = torch.eye(tangents.shape[2], dtype=tangents.dtype)
         if not torch.allclose(tangents.mT @ tangents, identity.expand(len(tangents), -1, -1), atol=1e-4):
