@@ -418,6 +418,8 @@ def umap_coordinates(points: Tensor, *, neighbours: int = 15, seed: int = 0) -> 
     with warnings.catch_warnings():
         # It says that new points could not be added to the map without a search index, and none are.
         warnings.filterwarnings("ignore", message="precomputed_knn")
+        # And, on its import, that a part of it that is not used needs another package.
+        warnings.filterwarnings("ignore", category=ImportWarning)
         import umap
 
         mapper = umap.UMAP(
