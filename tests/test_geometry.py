@@ -292,10 +292,8 @@ def test_local_distortion_equals_the_loop(neighbours: int) -> None:
     x, h = inputs.tolist(), mapped.tolist()
     expected = []
     for i in range(25):
-        near = sorted((math.dist(inputs[i].tolist(), inputs[j].tolist()), j) for j in range(25) if j != i)
-        changes = [
-            abs(K * math.dist(mapped[i].tolist(), mapped[j].tolist()) - d) / d for d, j in near[:neighbours]
-        ]
+        near = sorted((math.dist(x[i], x[j]), j) for j in range(25) if j != i)[:neighbours]
+        changes = [abs(K * math.dist(h[i], h[j]) - distance) / distance for distance, j in near]
         expected.append(sum(changes) / neighbours)
     found = geometry.local_distortion(inputs, mapped, neighbours=neighbours, K=K)
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
