@@ -126,7 +126,8 @@ def grid_boundary_distance(
     """Measure the distance to the decision boundary in the plane by looking everywhere: an independent check.
 
     The prediction is taken at the nodes of a grid; a point's distance is that to the nearest node of another
-    class. It exceeds the true distance by at most half a cell's diagonal where no region is thinner than a cell.
+    class. It exceeds the true distance by at most a cell's diagonal where the other region has room for a cell's
+    circumcircle at the nearest part of the boundary.
 
     Args:
         model: points (B, 2) → logits (B, classes).
@@ -233,8 +234,8 @@ def search_check(trained: TrainedModel, *, reach: float, margin: float, resoluti
         resolution: nodes along each side of the grid.
 
     Returns:
-        One row per point: line_search, grid, and half_cell, half of a cell's diagonal, by which the grid's
-        distance may be too long.
+        One row per point: line_search, grid, and half_cell, half of a cell's diagonal; the grid's distance may
+        be too long by twice that.
     """
     dataset, _ = held_out(trained)
     low, high = _corners(dataset.test_inputs, margin)
@@ -286,7 +287,7 @@ def near_and_far(profiles: pd.DataFrame, *, near: float, far: float) -> pd.DataF
     Returns:
         One row per dataset, β, seed and measure ("jacobian_error", "local_distortion"): the columns, near and
         far (medians), delta (Cliff's δ of near against far: 1 if every near point has the larger error) and
-        spearman (correlation of the error with the distance over all points).
+        spearman (correlation of the error with the distance over all points, those out of reach as tied).
 
     Raises:
         InputError: shares out of range.
@@ -296,7 +297,7 @@ def near_and_far(profiles: pd.DataFrame, *, near: float, far: float) -> pd.DataF
     rows = []
     for (dataset, beta, seed), group in profiles.groupby(["dataset", "beta", "seed"], sort=False):
         rank = group["boundary_distance"].rank(pct=True, method="first")
-        distance = torch.tensor(rank.to_numpy())
+        distance = torch.tensor(group["boundary_distance"].to_numpy())
         for measure in ("jacobian_error", "local_distortion"):
             close, away = group[measure][rank <= near], group[measure][rank > 1 - far]
             delta = stats.cliffs_delta(close, away)
