@@ -126,7 +126,8 @@ def grid_boundary_distance(
     """Measure the distance to the decision boundary in the plane by looking everywhere: an independent check.
 
     The prediction is taken at the nodes of a grid; a point's distance is that to the nearest node of another
-    class. It exceeds the true distance by at most half a cell's diagonal where no region is thinner than a cell.
+    class. It exceeds the true distance by at most a cell's diagonal where the other region has room for a cell's
+    circumcircle at the nearest part of the boundary.
 
     Args:
         model: points (B, 2) → logits (B, classes).
@@ -233,15 +234,15 @@ def search_check(trained: TrainedModel, *, reach: float, margin: float, resoluti
         resolution: nodes along each side of the grid.
 
     Returns:
-        One row per point: line_search, grid, and half_cell, half of a cell's diagonal, by which the grid's
+        One row per point: line_search, grid, and cell, the length of a cell's diagonal, by which the grid's
         distance may be too long.
     """
     dataset, _ = held_out(trained)
     low, high = _corners(dataset.test_inputs, margin)
     grid = grid_boundary_distance(trained.model, dataset.test_inputs, low=low, high=high, resolution=resolution)
     line = boundary_distance(trained.model, dataset.test_inputs, reach=reach)
-    half_cell = float((high - low).norm()) / (resolution - 1) / 2
-    return pd.DataFrame({"line_search": line.tolist(), "grid": grid.tolist(), "half_cell": half_cell})
+    cell = float((high - low).norm()) / (resolution - 1)
+    return pd.DataFrame({"line_search": line.tolist(), "grid": grid.tolist(), "cell": cell})
 
 
 def _corners(points: Tensor, margin: float) -> tuple[Tensor, Tensor]:
@@ -287,23 +288,24 @@ def near_and_far(profiles: pd.DataFrame, *, near: float, far: float) -> pd.DataF
         One row per dataset, β, seed and measure ("jacobian_error", "local_distortion"): the columns, near and
         far (medians of the measure), near_distance and far_distance (median distances to the boundary), delta
         (Cliff's δ of near against far: 1 if every near point has the larger error) and spearman (correlation
-        of the error with the distance over all points).
+        of the error with the distance over all points, those out of reach as tied).
 
     Raises:
-        InputError: shares out of range.
+        InputError: shares out of range, or so small that they hold no point.
     """
     if not (near > 0 and far > 0 and near + far <= 1):
         raise InputError(f"near and far: must be above 0 and at most 1 together, not {near} and {far}")
     rows = []
     for (dataset, beta, seed), group in profiles.groupby(["dataset", "beta", "seed"], sort=False):
-        rank = group["boundary_distance"].rank(pct=True, method="first")
-        distance = torch.tensor(rank.to_numpy())
+        # Shuffled before it is sorted, so that points out of reach are not taken in the order of their classes.
+        ordered = group.sample(frac=1, random_state=0).sort_values("boundary_distance", kind="stable")
+        distance = torch.tensor(ordered["boundary_distance"].to_numpy())
+        close, away = ordered.head(round(near * len(ordered))), ordered.tail(round(far * len(ordered)))
         for measure in ("jacobian_error", "local_distortion"):
-            close, away = group[rank <= near], group[rank > 1 - far]
             errors = close[measure].median(), away[measure].median()
             distances = close["boundary_distance"].median(), away["boundary_distance"].median()
-            delta = stats.cliffs_delta(close[measure], away[measure])
-            correlation = geometry.spearman(distance, torch.tensor(group[measure].to_numpy()))
+            delta = stats.cliffs_delta(close[measure].dropna(), away[measure].dropna())
+            correlation = geometry.spearman(distance, torch.tensor(ordered[measure].to_numpy()))
             rows.append((dataset, beta, seed, measure, *errors, *distances, delta, correlation))
     columns = ["dataset", "beta", "seed", "measure", "near", "far", "near_distance", "far_distance"]
     columns += ["delta", "spearman"]
@@ -377,14 +379,14 @@ def agreement(check: pd.DataFrame) -> dict[str, float]:
     """Compare the two boundary distances of :func:`search_check`.
 
     Returns:
-        ``agree`` (share of the points where they differ by at most half a cell's diagonal), ``longest`` (the
-        most by which the search is longer), ``spearman`` and ``half_cell``.
+        ``agree`` (share of the points where they differ by at most a cell's diagonal), ``longest`` (the
+        most by which the search is longer), ``spearman`` and ``cell``.
     """
     difference = check["line_search"] - check["grid"]
     sides = (torch.tensor(check[name].to_numpy()) for name in ("line_search", "grid"))
     return {
-        "agree": float((difference.abs() <= check["half_cell"]).mean()),
+        "agree": float((difference.abs() <= check["cell"]).mean()),
         "longest": float(difference.max()),
         "spearman": geometry.spearman(*sides),
-        "half_cell": float(check["half_cell"].max()),
+        "cell": float(check["cell"].max()),
     }

@@ -165,7 +165,7 @@ def distance_preservation(
         "scaled_stress": lambda d, m: stress(d, m, None),
         "scale": best_scale,
     }
-    groups = list(zip(distances.chunk(GROUPS), mapped.chunk(GROUPS), strict=True))
+    groups = list(zip(distances.tensor_split(GROUPS), mapped.tensor_split(GROUPS), strict=True))
     result = {}
     for name, measure in measures.items():
         error = 0.0
@@ -420,6 +420,8 @@ def umap_coordinates(points: Tensor, *, neighbours: int = 15, seed: int = 0) -> 
         # a progress bar: neither is wanted.
         warnings.filterwarnings("ignore", message="precomputed_knn")
         warnings.filterwarnings("ignore", message="IProgress not found")
+        # And, on its import, that a part of it that is not used needs another package.
+        warnings.filterwarnings("ignore", category=ImportWarning)
         import umap
 
         mapper = umap.UMAP(
@@ -442,8 +444,9 @@ def jacobian_singular_values(
         (N, min(d, F)), or (N, min(D, F)) without ``tangents``, largest first, in the points' precision.
 
     Raises:
-        InputError: tangents that are not orthonormal.
+        InputError: points that are not finite, or tangents that are not orthonormal.
     """
+    _flat(points, least=1)
     if tangents is not None:
         identity = torch.eye(tangents.shape[2], dtype=tangents.dtype)
         if not torch.allclose(tangents.mT @ tangents, identity.expand(len(tangents), -1, -1), atol=1e-4):

@@ -1,11 +1,15 @@
 import gzip
+import math
 import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.spatial
+import scipy.stats
 import torch
+from torch import Tensor
 
 from isorepro import data, paths
 from isorepro.errors import DataError, InputError
@@ -96,3 +100,200 @@ def test_unpacked_once_and_again_only_when_altered(copy: Path, tmp_path: Path) -
     path.write_bytes(content[:100])
     data.unpack_verified(copy, raw)
     assert path.read_bytes() == content
+
+
+TOYS = ("linked_rings", "torus", "two_moons")
+
+
+def tensors(dataset: data.Dataset) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(dataset).items() if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_seed_gives_the_same_toy_set_and_another_does_not(name: str) -> None:
+    first, again, other = (tensors(data.load(name, seed=seed)) for seed in (3, 3, 4))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert not torch.equal(first["train_inputs"], other["train_inputs"])
+    assert not torch.equal(first["test_inputs"], other["test_inputs"])
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "classes"),
+    [("linked_rings", 200, 400, 2), ("torus", 1600, 1600, 8), ("two_moons", 200, 400, 2)],
+)
+def test_toy_sets_are_balanced_and_their_parts_disjoint(name: str, train: int, test: int, classes: int) -> None:
+    dataset = data.load(name, seed=1)
+    assert len(dataset.classes) == classes
+    assert dataset.train_labels.bincount().tolist() == [train // classes] * classes
+    counts = dataset.test_labels.bincount(minlength=classes)
+    if name == "torus":  # of random angles
+        assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3
+    else:
+        assert counts.tolist() == [test // classes] * classes
+    both = torch.cat([dataset.train_inputs, dataset.test_inputs])
+    assert len(both.unique(dim=0)) == train + test
+    assert both.dtype == torch.float32
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == torch.int64
+
+
+def ring(label: int, angles: Tensor) -> Tensor:
+    zero = torch.zeros_like(angles)
+    if label == 0:
+        return torch.stack([angles.cos(), angles.sin(), zero], 1)
+    return torch.stack([1 + angles.cos(), zero, angles.sin()], 1)
+
+
+def test_every_point_of_a_ring_lies_on_it_and_one_from_the_other() -> None:
+    dataset = data.load("linked_rings", seed=2)
+    whole = 2 * math.pi * torch.arange(20_000) / 20_000
+    for inputs, labels in (
+        (dataset.train_inputs, dataset.train_labels),
+        (dataset.test_inputs, dataset.test_labels),
+    ):
+        for label in (0, 1):
+            own = inputs[labels == label].double()
+            centre, flat = torch.tensor([float(label), 0, 0]), 2 - label
+            torch.testing.assert_close(
+                (own - centre).norm(dim=1), torch.ones(len(own)).double(), rtol=1e-6, atol=0
+            )
+            assert (own[:, flat] == 0).all()
+            distances, _ = scipy.spatial.cKDTree(ring(1 - label, whole).numpy()).query(own.numpy())
+            assert distances == pytest.approx(np.ones(len(own)), abs=1e-6)
+
+
+def test_the_rings_are_linked_once() -> None:
+    """Gauss's linking integral, which is ±1 for rings that cannot be pulled apart and 0 for others."""
+    angles = 2 * math.pi * torch.arange(400, dtype=torch.float64) / 400
+    first, second = (ring(label, angles)[:, None] for label in (0, 1))
+    along = [(points.roll(-1, 0) - points.roll(1, 0)) / 2 for points in (first, second)]
+    between = first - second.mT.reshape(1, 400, 3)
+    crossed = torch.linalg.cross(along[0].expand(-1, 400, -1), along[1].reshape(1, 400, 3).expand(400, -1, -1))
+    linking = ((between * crossed).sum(2) / between.norm(dim=2) ** 3).sum() / (4 * math.pi)
+    assert abs(linking.item()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_rings_coordinate_and_tangent_are_those_of_its_points() -> None:
+    dataset = data.load("linked_rings", seed=2)
+    assert dataset.test_coordinates is not None
+    assert dataset.test_tangents is not None
+    assert dataset.test_coordinates.shape == (400, 1)
+    assert dataset.test_tangents.shape == (400, 3, 1)
+    assert ((dataset.test_coordinates >= 0) & (dataset.test_coordinates < 2 * math.pi)).all()
+    for label in (0, 1):
+        chosen = dataset.test_labels == label
+        angles = dataset.test_coordinates[chosen, 0].double()
+        points, tangents = dataset.test_inputs[chosen], dataset.test_tangents[chosen, :, 0]
+        torch.testing.assert_close(ring(label, angles), points.double(), rtol=0, atol=1e-6)
+        numeric = (ring(label, angles + 1e-5) - ring(label, angles - 1e-5)) / 2e-5
+        torch.testing.assert_close(numeric, tangents.double(), rtol=0, atol=1e-6)
+        assert tangents.norm(dim=1).tolist() == pytest.approx([1.0] * 200, abs=1e-6)
+
+
+def off_the_torus(points: Tensor, major: float = 0.67, minor: float = 0.33) -> Tensor:
+    """Distance from the surface (√(x² + y²) − R)² + z² = r²."""
+    x, y, z = points.double().T
+    return ((x.hypot(y) - major).hypot(z) - minor).abs()
+
+
+def test_points_lie_on_the_torus_and_training_points_within_their_noise() -> None:
+    dataset = data.load("torus", seed=1)
+    assert off_the_torus(dataset.test_inputs).max() < 1e-6
+    distances = off_the_torus(dataset.train_inputs)
+    assert 1e-3 < distances.max() < 6e-3
+    assert distances.square().mean().sqrt().item() == pytest.approx(1e-3, rel=0.1)
+    exact = data.torus(1, major=2.0, minor=0.5, noise=0.0)
+    for points in (exact.train_inputs, exact.test_inputs):
+        assert off_the_torus(points, 2.0, 0.5).max() < 1e-6
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 8, 40])
+def test_the_torus_is_a_grid_in_equal_runs(pieces: int) -> None:
+    dataset = data.torus(0, pieces=pieces)
+    run = 1600 // pieces
+    assert dataset.train_labels.tolist() == [number // run for number in range(1600)]
+    assert len(dataset.classes) == pieces
+    for number in range(1600):
+        u, v = 2 * math.pi * (number // 40) / 40, 2 * math.pi * (number % 40) / 40
+        around = 0.67 + 0.33 * math.cos(v)
+        expected = [around * math.cos(u), around * math.sin(u), 0.33 * math.sin(v)]
+        assert dataset.train_inputs[number].tolist() == pytest.approx(expected, abs=6e-3)
+
+
+@pytest.mark.parametrize("pieces", [2, 8])
+def test_a_test_point_of_the_torus_has_the_class_of_the_nearest_row(pieces: int) -> None:
+    dataset = data.torus(5, pieces=pieces)
+    rows = 2 * math.pi * torch.arange(40) / 40
+    for (x, y, _), label in zip(dataset.test_inputs.tolist(), dataset.test_labels.tolist(), strict=True):
+        away = [math.hypot(x / math.hypot(x, y) - row.cos(), y / math.hypot(x, y) - row.sin()) for row in rows]
+        assert label == int(np.argmin(away)) // (40 // pieces)
+
+
+def test_the_tangents_of_the_torus_are_orthonormal_and_along_its_angles() -> None:
+    dataset = data.load("torus", seed=1)
+    assert dataset.test_coordinates is not None
+    assert dataset.test_tangents is not None
+    tangents = dataset.test_tangents.double()
+    identity = torch.eye(2, dtype=torch.float64).expand(1600, -1, -1)
+    torch.testing.assert_close(tangents.mT @ tangents, identity, rtol=0, atol=1e-6)
+    points = dataset.test_inputs.double().requires_grad_()
+    x, y, z = points.T
+    (gradient,) = torch.autograd.grad((((x.hypot(y) - 0.67) ** 2) + z**2).sum(), points)
+    along = (gradient[:, :, None] * tangents).sum(1) / gradient.norm(dim=1)[:, None]
+    assert along.abs().max() < 1e-5
+    u, v = dataset.test_coordinates.double().T
+    around = 0.67 + 0.33 * v.cos()
+    expected = torch.stack([around * u.cos(), around * u.sin(), 0.33 * v.sin()], 1)
+    torch.testing.assert_close(expected, dataset.test_inputs.double(), rtol=0, atol=1e-6)
+    # Moving along the first tangent turns the point around the axis, along the second around the tube.
+    turned = torch.atan2(*(dataset.test_inputs.double() + 1e-4 * tangents[:, :, 0])[:, :2].flip(1).T) - u
+    assert torch.remainder(turned, 2 * math.pi).max() < 1e-3
+    lifted = dataset.test_inputs.double()[:, 2] + 1e-4 * tangents[:, 2, 1]
+    torch.testing.assert_close(lifted, 0.33 * (v + 1e-4 / 0.33).sin(), rtol=0, atol=1e-6)
+
+
+def test_a_torus_that_cannot_be_cut_is_refused() -> None:
+    for pieces in (7, 0, -8, 80):
+        with pytest.raises(InputError, match=f"pieces must divide 40, not {pieces}"):
+            data.torus(0, pieces=pieces)
+
+
+def test_the_moons_are_noisy_half_circles() -> None:
+    dataset = data.load("two_moons", seed=0)
+    for inputs, labels in (
+        (dataset.train_inputs, dataset.train_labels),
+        (dataset.test_inputs, dataset.test_labels),
+    ):
+        centres = torch.tensor([[0.0, 0.0], [1.0, 0.5]])[labels]
+        offset = inputs - centres
+        assert (offset.norm(dim=1) - 1).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.2)
+        # The first moon is the upper half, the second the lower.
+        assert (offset[:, 1] * (1 - 2 * labels) > -0.35).all()
+        assert (offset[:, 1] * (1 - 2 * labels)).mean() > 0.5
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_subset_of_a_toy_set_keeps_what_belongs_to_its_points(name: str) -> None:
+    whole, part = data.load(name, seed=3), data.load(name, train_size=50, test_size=60, seed=3)
+    for kept, size in (("train", 50), ("test", 60)):
+        inputs = getattr(part, f"{kept}_inputs")
+        same = (inputs[:, None] == getattr(whole, f"{kept}_inputs")).all(2)
+        assert same.sum(1).tolist() == [1] * size
+        places = same.int().argmax(1)
+        assert (places.diff() > 0).all()
+        for field, value in tensors(whole).items():
+            if field.startswith(kept):
+                assert torch.equal(tensors(part)[field], value[places])
+    assert tensors(part).keys() == tensors(whole).keys()
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_moved_dataset_moves_all_its_tensors_and_keeps_the_rest(name: str) -> None:
+    dataset = data.load(name)
+    moved = dataset.to(torch.device("meta"))
+    assert {value.device.type for value in tensors(moved).values()} == {"meta"}
+    assert {key: value.shape for key, value in tensors(moved).items()} == {
+        key: value.shape for key, value in tensors(dataset).items()
+    }
+    assert (moved.name, moved.classes) == (dataset.name, dataset.classes)
+    assert (moved.test_tangents is None) == (name == "two_moons")

@@ -1,6 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from isorepro import stats
@@ -53,3 +55,21 @@ def test_a_seed_without_its_baseline_is_refused() -> None:
     broken = table().query("not (seed == 2 and beta == 0)")
     with pytest.raises(InputError, match="every seed needs the baseline 0"):
         stats.paired_differences(broken, "accuracy", ["epsilon"], "beta", 0.0)
+
+
+SAMPLES = st.lists(st.integers(-5, 5) | st.floats(-5, 5), min_size=1, max_size=12)
+
+
+@given(sample=SAMPLES, other=SAMPLES)
+def test_cliffs_delta_equals_the_double_loop(sample: list[float], other: list[float]) -> None:
+    above = sum(a > b for a in sample for b in other)
+    below = sum(a < b for a in sample for b in other)
+    expected = (above - below) / (len(sample) * len(other))
+    assert stats.cliffs_delta(sample, other) == pytest.approx(expected, abs=1e-12)
+    assert stats.cliffs_delta(pd.Series(other), pd.Series(sample)) == pytest.approx(-expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("sample", "other"), [([], [1.0]), ([1.0, 2.0], []), ([], [])])
+def test_cliffs_delta_of_nothing_is_refused(sample: list[float], other: list[float]) -> None:
+    with pytest.raises(InputError, match=f"not of {len(sample)} and {len(other)} values"):
+        stats.cliffs_delta(sample, other)

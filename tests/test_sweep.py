@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -216,3 +217,21 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         paths.write_atomically(path, "newer")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_short_tasks_stay_in_this_process_and_long_ones_go_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks: dict[str, sweep.Task] = {str(number): (os.getpid, (), {}) for number in range(4)}
+    monkeypatch.setattr(sweep, "_workers_run", [])
+    assert {pid for _, pid in sweep._finished(dict(tasks), jobs=2)} == {os.getpid()}
+    monkeypatch.setattr(sweep, "START_UP", -1.0)  # as if every task took longer than workers take to start
+    assert os.getpid() not in {pid for _, pid in sweep._finished(dict(tasks), jobs=2)}
+    assert sweep._workers_run
+
+
+def test_histories_carry_the_columns_of_their_networks() -> None:
+    models = sweep.train_all(CONFIGS[:2], jobs=1)
+    table = sweep.histories(models)
+    assert len(table) == sum(len(model.history) for model in models)
+    for model in models:
+        rows = table[(table["beta"] == model.config.beta) & (table["seed"] == model.config.seed)]
+        assert rows["cross_entropy"].tolist() == model.history["cross_entropy"].tolist()

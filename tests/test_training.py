@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -132,3 +134,47 @@ def test_a_gpu_gives_the_same_network_within_tolerance() -> None:
     cpu, gpu = train(SMALL), train(changed(device="cuda"))
     for a, b in zip(weights(cpu), weights(gpu), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "rows"),
+    [(7, 3, [3, 6, 7]), (6, 3, [3, 6]), (2, 5, [2]), (3, 1, [1, 2, 3])],
+)
+def test_the_history_has_a_row_of_every_nth_epoch_and_of_the_last(
+    epochs: int, every: int, rows: list[int]
+) -> None:
+    fields = {"dataset": "two_moons", "train_size": None, "width": 10, "depth": 1, "epochs": epochs}
+    often, seldom = (train(changed(**fields, log_every=log_every)) for log_every in (1, every))
+    assert seldom.history["epoch"].tolist() == rows
+    kept = often.history[often.history["epoch"].isin(rows)].reset_index(drop=True)
+    assert seldom.history.equals(kept)
+    assert all(torch.equal(a, b) for a, b in zip(weights(often), weights(seldom), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale"),
+    [
+        ({"beta": 0.5, "K": 2.0}, 2.0),
+        ({"beta": 0.0, "K": 2.0}, 1.0),
+        ({"beta": 0.5, "K": 2.0, "form": "normalised"}, 1.0),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["two_moons", "torus"])
+def test_the_history_ends_with_the_distances_of_the_network(
+    dataset: str, fields: dict[str, object], scale: float
+) -> None:
+    trained = train(changed(dataset=dataset, train_size=None, width=10, depth=1, **fields))
+    assert trained.config.representation_scale == scale
+    known = data.load(dataset)
+    stride = 2 if dataset == "torus" else 1
+    inputs, labels = known.train_inputs[::stride], known.train_labels[::stride]
+    with torch.no_grad():
+        mapped = trained.model.representation(inputs)
+    x, h, y = inputs.tolist(), mapped.tolist(), labels.tolist()
+    d_x, d_h = (torch.pdist(torch.tensor(points, dtype=torch.float64)) for points in (x, h))
+    same = torch.tensor([a == b for i, a in enumerate(y) for b in y[i + 1 :]])
+    # Every pair counts twice among the squares of the number of points.
+    error = 2 * float((scale * d_h - d_x)[same].square().sum()) / len(y) ** 2
+    last = trained.history.iloc[-1]
+    assert math.isclose(last["distance_error"], error, rel_tol=1e-3)
+    assert math.isclose(last["lipschitz_ratio"], float(d_h.max() / d_x.max()), rel_tol=1e-4)
