@@ -81,7 +81,7 @@ def pair_distances(points: Tensor, pairs: Tensor) -> Tensor:
     flat = _flat(points)
     if not len(pairs):
         raise InputError("pairs: at least one pair of points is needed")
-    parts = [(flat[part[:, 0]] - flat[part[:, 1]]).norm(dim=1) for part in pairs.split(20_000)]
+    parts = [(flat[part[:, 0]] - flat[part[:, 1]]).norm(dim=1) for part in pairs.split(500)]
     return torch.cat(parts)
 
 

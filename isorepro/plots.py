@@ -888,6 +888,8 @@ MEASURES = {
     "scale": "best scale",
     "cka": "linear CKA with the inputs",
     "dimension": "dimension (participation ratio)",
+    "jacobian_error": "Jacobian error",
+    "local_distortion": "local distortion",
     "gromov_wasserstein": "Gromov-Wasserstein distance",
     "data_loops": "lasting loops in the data",
     "loops": "lasting loops",
@@ -929,7 +931,7 @@ def verdict_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataF
         {
             "set": verdicts["dataset"].map(titles),
             "network": verdicts["beta"].map(beta_name),
-            "measure": verdicts["measure"].str.replace("_", " "),
+            "measure": verdicts["measure"].map(MEASURES),
             "near the boundary": columns["near"],
             "far from it": columns["far"],
             "Cliff's δ": columns["delta"],

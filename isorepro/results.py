@@ -106,6 +106,8 @@ class Results:
                 "wide": plots.inline_svg(wide, f"{identity}-wide"),
                 "narrow": plots.inline_svg(narrow, f"{identity}-narrow"),
             }
+            # The panels have found their places; to look for them again would cost half of the time.
+            wide.set_layout_engine("none")
             for kind in ("svg", "png"):
                 paths.write_atomically(self.folder / f"{name}.{kind}", plots.standalone(wide, kind))
         self.table(name, data)

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from isorepro import paths
+from isorepro import data, paths
 from isorepro.errors import InputError, unknown
 from isorepro.models import Stack
 from isorepro.progress import say, track
@@ -73,7 +74,8 @@ def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> 
     models = {key: kept for key in dict.fromkeys(keys) if (kept := _read_model(_model_path(key)))}
     todo = {key: config for key, config in zip(keys, configs, strict=True) if key not in models}
     tasks: dict[str, Task] = {key: (train, (config,), {}) for key, config in todo.items()}
-    for key, model in _run(tasks, jobs, kept=len(models), what="networks trained"):
+    least = min((_least_seconds(config) for config in todo.values()), default=0.0)
+    for key, model in _run(tasks, jobs, kept=len(models), what="networks trained", least=least):
         _write_model(_model_path(key), model)
         models[key] = model
     # Configs of one identity share a network; each gets it back under the config that was asked for.
@@ -81,6 +83,12 @@ def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> 
         TrainedModel(config, models[key].model, models[key].history, models[key].seconds)
         for key, config in zip(keys, configs, strict=True)
     ]
+
+
+def _least_seconds(config: TrainingConfig) -> float:
+    """Return about how long a training takes at least: half a millisecond a step."""
+    size = config.train_size or len(data.load(config.dataset).train_labels)
+    return 5e-4 * config.epochs * math.ceil(size / config.batch_size)
 
 
 def measure(
@@ -197,8 +205,10 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _run(tasks: dict[str, Task], jobs: int | None, *, kept: int, what: str) -> Iterator[tuple[str, Any]]:
-    """Yield (key, result) of each task as it finishes."""
+def _run(
+    tasks: dict[str, Task], jobs: int | None, *, kept: int, what: str, least: float = 0.0
+) -> Iterator[tuple[str, Any]]:
+    """Yield (key, result) of each task as it finishes; ``least``: seconds that each takes at least, if known."""
     if not tasks:
         return
     if jobs is None:
@@ -209,12 +219,12 @@ def _run(tasks: dict[str, Task], jobs: int | None, *, kept: int, what: str) -> I
     if jobs < 1:
         raise InputError(f"jobs: must be at least 1, not {jobs}")
     what = f"{what}, {kept} kept from before" if kept else what
-    yield from track(_finished(tasks, jobs), total=len(tasks), what=what)
+    yield from track(_finished(tasks, jobs, least), total=len(tasks), what=what)
 
 
-def _finished(tasks: dict[str, Task], jobs: int) -> Iterator[tuple[str, Any]]:
+def _finished(tasks: dict[str, Task], jobs: int, least: float = 0.0) -> Iterator[tuple[str, Any]]:
     """Yield (key, result) as they come: from this process while that is faster than starting workers."""
-    rest, longest = list(tasks.items()), 0.0
+    rest, longest = list(tasks.items()), least
     while rest and not _workers_run and len(rest) * longest * (jobs - 1) <= START_UP * jobs:
         key, task = rest.pop(0)
         started = time.monotonic()
