@@ -257,23 +257,29 @@ def binned(profiles: pd.DataFrame, values: Sequence[str], *, bins: int) -> pd.Da
     Args:
         profiles: rows of :func:`profile` with the networks' columns, dataset among them.
         values: columns to average.
-        bins: number of bins, with about equally many points of all networks of a dataset and β.
+        bins: number of bins into which each network's points are cut by distance, equally many in each.
 
     Returns:
-        One row per dataset, β, bin, measure and seed that has points in it: the columns, distance (median over
-        all points of the bin), value (mean over the seed's points) and points (their number). Points whose
-        boundary is out of reach are in no bin.
+        One row per dataset, β, seed, bin and measure: the columns, distance (median over the points of the bin
+        of all seeds), points (their number for this seed) and value (mean over them). Points whose boundary is
+        out of reach are in no bin.
+
+    Raises:
+        InputError: fewer bins than one.
     """
-    rows = []
+    if bins < 1:
+        raise InputError(f"bins: must be at least 1, not {bins}")
     reached = profiles[profiles["boundary_distance"] < math.inf]
-    for (dataset, beta), group in reached.groupby(["dataset", "beta"], sort=False):
-        number = pd.qcut(group["boundary_distance"], bins, labels=False, duplicates="drop")
-        centre = group["boundary_distance"].groupby(number).transform("median")
-        for (place, seed), members in group.assign(centre=centre).groupby([number, "seed"]):
-            shared = dataset, beta, place, seed, members["centre"].iloc[0], len(members)
-            rows += [(*shared, value, members[value].mean()) for value in values]
-    columns = ["dataset", "beta", "bin", "seed", "distance", "points", "measure", "value"]
-    return pd.DataFrame(rows, columns=columns)
+    networks = reached.groupby(["dataset", "beta", "seed"], sort=False)["boundary_distance"]
+    place = (networks.rank(method="first") - 1) * bins // networks.transform("size")
+    table = reached.assign(bin=place.astype(int))
+    by = ["dataset", "beta", "bin"]
+    table = table.assign(distance=table.groupby(by)["boundary_distance"].transform("median"))
+    by = ["dataset", "beta", "seed", "bin", "distance"]
+    counted = table.assign(points=table.groupby(by)["boundary_distance"].transform("size"))
+    means = counted.groupby([*by, "points"], sort=False, as_index=False)[list(values)].mean()
+    means = means.sort_values("bin", kind="stable")
+    return means.melt(id_vars=[*by, "points"], value_vars=list(values), var_name="measure")
 
 
 def near_and_far(profiles: pd.DataFrame, *, near: float, far: float) -> pd.DataFrame:
@@ -315,7 +321,7 @@ def near_and_far(profiles: pd.DataFrame, *, near: float, far: float) -> pd.DataF
 HOLDS, EVERYWHERE, PARTLY, NOWHERE, OPEN = (
     "holds",
     "isometric near as well",
-    "less isometric near, but not isometric far",
+    "less isometric near, yet not isometric far either",
     "not isometric far, no clear difference near",
     "undecided",
 )

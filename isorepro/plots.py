@@ -243,6 +243,43 @@ def spaces(points: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False)
     return figure
 
 
+def class_planes(points: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Draw each class by itself in each space, in a plane, coloured by an angle.
+
+    Args:
+        points: ``space`` (title of the column), ``class``, ``x``, ``y`` and ``angle`` (in radians).
+        narrow: a phone's width.
+    """
+    titles, classes = list(points["space"].drop_duplicates()), list(points["class"].drop_duplicates())
+    cells = [(name, title) for name in classes for title in titles]
+    height = 1.55 if narrow else 2.75
+    figure, grid = _panels(len(cells), columns=len(titles), height=height, narrow=narrow)
+    for axes, (name, title) in zip(grid.flat, cells, strict=True):
+        panel = points[(points["class"] == name) & (points["space"] == title)]
+        place = (panel["angle"] / (2 * np.pi) * len(CYCLE)).astype(int) % len(CYCLE)
+        size = 4 if narrow else 9
+        axes.scatter(panel["x"], panel["y"], s=size, color=[CYCLE[p] for p in place], lw=0, rasterized=True)
+        middle = (panel[["x", "y"]].max() + panel[["x", "y"]].min()) / 2
+        extent = float((panel[["x", "y"]].max() - panel[["x", "y"]].min()).max())
+        half = 0.56 * extent or 1.0
+        axes.set(xlim=(middle["x"] - half, middle["x"] + half), ylim=(middle["y"] - half, middle["y"] + half))
+        axes.set(aspect="equal", xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set(visible=True, color=GRID)
+        axes.set_xlabel(f"width {extent:.2g}", fontsize=8 if narrow else 9)
+        if name == classes[0]:
+            axes.set_title(title, fontsize=8 if narrow else 10, loc="center")
+        if title == titles[0]:
+            axes.set_ylabel(str(name), fontsize=8 if narrow else 10)
+    cycle = mpl.colors.ListedColormap(CYCLE)
+    turn = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 2 * np.pi), cycle)
+    bar = figure.colorbar(turn, ax=grid, location="bottom", shrink=0.5, aspect=30, pad=0.03)
+    bar.set_ticks([0, np.pi, 2 * np.pi], labels=["0", "π", "2π"])
+    bar.set_label("angle along the ring", fontsize=9)
+    bar.outline.set_visible(False)
+    return figure
+
+
 def rotatable(points: pd.DataFrame, *, colour: Sequence[str]) -> dict[str, Any]:
     """Return what :func:`spaces` draws as plain data, for the script that lets a reader rotate it.
 
@@ -430,9 +467,13 @@ def points(gain: float, low: float, high: float) -> str:
     return f"{100 * gain:+.1f} points ({interval})".replace("-", "−")
 
 
-def interval(mean: float, low: float, high: float) -> str:
-    """Return a mean and its 95 % interval, of any unit, as text; without the interval for a single seed."""
-    text = f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
+def interval(mean: float, low: float, high: float, *, digits: int | None = None) -> str:
+    """Return a mean and its 95 % interval, of any unit, as text; without the interval for a single seed.
+
+    With three decimals, or with ``digits`` significant ones.
+    """
+    shown = [f"{end:.3f}" if digits is None else f"{end:.{digits}g}" for end in (mean, low, high)]
+    text = shown[0] if np.isnan(low) else f"{shown[0]} ({shown[1]} to {shown[2]})"
     return text.replace("-", "−")
 
 
@@ -787,7 +828,8 @@ def cross_sections(sections: pd.DataFrame, *, classes: Sequence[str], narrow: bo
     """
     networks = list(sections["network"].drop_duplicates())
     colours = mpl.colors.ListedColormap(CATEGORIES[: len(classes)])
-    kinds = ("regions", "error")
+    headings = {"regions": "digit named", "error": "error of the distance"}
+    kinds = tuple(headings)
     cells = (
         [(name, kind) for name in networks for kind in kinds]
         if narrow
@@ -822,7 +864,11 @@ def cross_sections(sections: pd.DataFrame, *, classes: Sequence[str], narrow: bo
                         path_effects=halo,
                     )
         axes.plot(0, 0, marker="+", color="#ffffff", markersize=9, markeredgewidth=2)
-        axes.set_title(name if kind == "regions" else f"{name}: error", fontsize=8 if narrow else 10)
+        row, column = (name, headings[kind]) if narrow else (headings[kind], name)
+        if axes.get_subplotspec().is_first_row():
+            axes.set_title(column, fontsize=8 if narrow else 10)
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(row, fontsize=8 if narrow else 10)
         axes.set(aspect="equal")
         axes.tick_params(labelsize=8)
         axes.grid(False)
@@ -916,15 +962,15 @@ def measure_table(summary: pd.DataFrame, by: str) -> pd.DataFrame:
     return wide.reset_index().rename_axis(columns=None)
 
 
-def verdict_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """Return the verdicts of :func:`isorepro.boundary.verdicts` as a table to read.
+def effect_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Return the errors and effects of :func:`isorepro.boundary.verdicts` as a table to read.
 
     Args:
         verdicts: the verdicts.
         titles: dataset → its name in the table.
     """
-    columns = {
-        name: [interval(*row) for row in verdicts[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
+    texts = {
+        name: [interval(*row, digits=2) for row in verdicts[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
         for name in ("near", "far", "delta")
     }
     return pd.DataFrame(
@@ -932,12 +978,8 @@ def verdict_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataF
             "set": verdicts["dataset"].map(titles),
             "network": verdicts["beta"].map(beta_name),
             "measure": verdicts["measure"].map(MEASURES),
-            "near the boundary": columns["near"],
-            "far from it": columns["far"],
-            "Cliff's δ": columns["delta"],
-            "distance, near and far": [
-                f"{near:.2f}, {far:.2f}" for near, far in verdicts[["near_distance", "far_distance"]].to_numpy()
-            ],
-            "the claim": verdicts["verdict"],
+            "near": texts["near"],
+            "far": texts["far"],
+            "Cliff's δ": texts["delta"],
         }
     )

@@ -164,6 +164,41 @@ def representation_space(trained: TrainedModel) -> pd.DataFrame:
     return _space(dataset, trained.config.representation_scale * representation)
 
 
+def input_planes(trained: TrainedModel) -> pd.DataFrame:
+    """Return each class of held-out points in the first two principal axes of the inputs.
+
+    As :func:`representation_planes`.
+    """
+    dataset, _ = held_out(trained)
+    return _planes(dataset, dataset.test_inputs)
+
+
+def representation_planes(trained: TrainedModel) -> pd.DataFrame:
+    """Return each class of held-out points by itself, in the first two principal axes of its representations.
+
+    Args:
+        trained: the network, of a dataset whose coordinates are known.
+
+    Returns:
+        One row per point: class, x, y (times the config's representation_scale) and angle (the first of the
+        point's coordinates, in radians).
+
+    Raises:
+        InputError: the dataset has no coordinates.
+    """
+    dataset, representation = held_out(trained)
+    return _planes(dataset, trained.config.representation_scale * representation)
+
+
+def _planes(dataset: Dataset, points: Tensor) -> pd.DataFrame:
+    whole = _space(dataset, points)
+    for name in dataset.classes:
+        members = (whole["class"] == name).to_numpy()
+        coordinates, _ = geometry.principal_coordinates(points[torch.from_numpy(members)], 2)
+        whole.loc[members, ["x", "y"]] = coordinates.numpy()
+    return whole[["class", "x", "y", "angle"]]
+
+
 def _space(dataset: Dataset, points: Tensor) -> pd.DataFrame:
     if dataset.test_coordinates is None:
         raise InputError(f"dataset '{dataset.name}' has no known coordinates to colour its points by")
@@ -374,7 +409,7 @@ def held_out_points(trained: TrainedModel) -> pd.DataFrame:
     return table.assign(**{"class": [dataset.classes[label] for label in dataset.test_labels.tolist()]})
 
 
-def key_numbers(table: pd.DataFrame, *, affordable: float = 0.01) -> dict[str, float]:
+def key_numbers(table: pd.DataFrame, *, affordable: float = 0.01) -> dict[str, float | str]:
     """Return the numbers that the prose on MNIST quotes.
 
     Args:
@@ -387,8 +422,10 @@ def key_numbers(table: pd.DataFrame, *, affordable: float = 0.01) -> dict[str, f
         ``sampling_error``: the largest one of a correlation or stress. For each form, and for its setting with
         the highest Spearman correlation within classes of all (``…_strongest_…``) and of those that are
         affordable (``…_affordable_…``; left out if none is): ``beta``, ``K``, ``spearman``, ``between``,
-        ``accuracy``, ``cka`` and ``dimension`` (means), and ``cost``, ``cost_low`` and ``cost_high`` (paired
-        difference of the accuracy to cross-entropy with its 95 % interval).
+        ``accuracy``, ``cka`` and ``dimension`` (means), ``gain`` and ``cost`` (paired difference of that Spearman
+        correlation, and of the accuracy, to cross-entropy), each with ``_low`` and ``_high``.
+        ``verdict``, in words: whether some affordable setting, or else some other, has a gain whose 95 %
+        interval lies above 0.
 
     Raises:
         InputError: no network with β = 0, or one that is said to be of the normalised form.
@@ -418,8 +455,16 @@ def key_numbers(table: pd.DataFrame, *, affordable: float = 0.01) -> dict[str, f
                 continue
             best = rows.iloc[int(rows["spearman"].argmax())]
             of_best = wide[(wide[keys] == best[keys]).all(axis=1)]
-            paired = of_best.set_index("seed")["accuracy"] - baseline.set_index("seed")["accuracy"]
-            ends = zip(("cost", "cost_low", "cost_high"), stats.seed_interval(paired.dropna()), strict=True)
-            values = {name: float(best[name]) for name in ("beta", "K", *names.values())} | dict(ends)
+            values = {name: float(best[name]) for name in ("beta", "K", *names.values())}
+            for name, column in (("gain", "spearman"), ("cost", "accuracy")):
+                paired = of_best.set_index("seed")[column] - baseline.set_index("seed")[column]
+                ends = stats.seed_interval(paired.dropna())
+                values |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
             numbers |= {f"{form}_{kind}_{name}": value for name, value in values.items()}
-    return numbers
+    lows = {name: value for name, value in numbers.items() if name.endswith("_gain_low")}
+    if len(baseline) < 2:
+        return {**numbers, "verdict": "undecided with a single seed"}
+    if any(value > 0 for name, value in lows.items() if "_affordable_" in name):
+        return {**numbers, "verdict": "holds, at an affordable cost in accuracy"}
+    holds = any(value > 0 for value in lows.values())
+    return {**numbers, "verdict": "holds, but only at a larger cost in accuracy" if holds else "does not hold"}

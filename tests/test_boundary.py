@@ -1,6 +1,8 @@
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -344,25 +346,34 @@ def profiles(size: int = 60) -> pd.DataFrame:
 def test_bins_equal_the_loop() -> None:
     table = profiles()
     found = boundary.binned(table, ["jacobian_error", "local_distortion"], bins=4)
-    rows = []
+    rows: list[tuple[object, ...]] = []
+    bins: dict[tuple[str, float, int], dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for dataset, beta in itertools.product(("torus", "rings"), (0.0, 1.0)):
         group = [
             row
             for row in table.itertuples()
             if (row.dataset, row.beta) == (dataset, beta) and row.boundary_distance < math.inf
         ]
-        edges = np.quantile([row.boundary_distance for row in group], [0.25, 0.5, 0.75])
-        for place in range(4):
-            members = [row for row in group if sum(row.boundary_distance > edge for edge in edges) == place]
-            assert abs(len(members) - len(group) / 4) <= 1
-            centre = np.median([row.boundary_distance for row in members])
-            for seed in range(3):
-                own = [row for row in members if row.seed == seed]
-                for measure in ("jacobian_error", "local_distortion"):
-                    mean = np.mean([getattr(row, measure) for row in own])
-                    rows.append((dataset, beta, place, seed, centre, len(own), measure, mean))
+        for seed in range(3):
+            own = sorted((row for row in group if row.seed == seed), key=lambda row: row.boundary_distance)
+            for number, row in enumerate(own):
+                place = next(p for p in range(4) if number < (p + 1) * len(own) / 4)
+                bins[dataset, beta, place][seed].append(row)
+    for (dataset, beta, place), members in bins.items():
+        centre = np.median([row.boundary_distance for own in members.values() for row in own])
+        for seed, own in members.items():
+            for measure in ("jacobian_error", "local_distortion"):
+                mean = np.mean([getattr(row, measure) for row in own])
+                rows.append((dataset, beta, seed, place, centre, len(own), measure, mean))
     expected = pd.DataFrame(rows, columns=list(found))
-    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    keys = ["dataset", "beta", "seed", "bin", "measure"]
+    pd.testing.assert_frame_equal(
+        found.sort_values(keys, ignore_index=True),
+        expected.sort_values(keys, ignore_index=True),
+        check_dtype=False,
+    )
+    with pytest.raises(InputError, match="bins: must be at least 1, not 0"):
+        boundary.binned(table, ["jacobian_error"], bins=0)
     points = found[found["measure"] == "jacobian_error"]["points"].sum()
     assert points == (table["boundary_distance"] < math.inf).sum() < len(table)
 

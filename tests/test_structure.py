@@ -375,6 +375,8 @@ def test_key_numbers_pick_the_strongest_and_the_affordable_setting_of_each_form(
     assert "normalised_affordable_beta" not in numbers
     costs = [numbers[f"raw_strongest_{end}"] for end in ("cost", "cost_low", "cost_high")]
     assert costs == pytest.approx([-0.09] * 3)  # the same in both seeds
+    gains = [numbers[f"raw_affordable_{end}"] for end in ("gain", "gain_low", "gain_high")]
+    assert gains == pytest.approx([0.4] * 3)
     assert numbers["spearman_ce"] == pytest.approx(0.305)
     assert numbers["sampling_error"] == 0.001
 
@@ -385,3 +387,31 @@ def test_key_numbers_need_cross_entropy_once() -> None:
         structure.key_numbers(table[table["beta"] > 0])
     with pytest.raises(InputError, match="normalised_betas: must be above 0"):
         structure.key_numbers(table.assign(form="normalised"))
+
+
+@pytest.mark.parametrize(
+    ("spearman", "accuracy", "verdict"),
+    [
+        ((0.7, 0.72), 0.965, "holds, at an affordable cost in accuracy"),
+        ((0.7, 0.72), 0.9, "holds, but only at a larger cost in accuracy"),
+        ((0.2, 0.5), 0.965, "does not hold"),
+        ((0.7,), 0.965, "undecided with a single seed"),
+    ],
+)
+def test_the_verdict_on_mnist_weighs_the_gain_against_its_cost(
+    spearman: tuple[float, ...], accuracy: float, verdict: str
+) -> None:
+    rows = [
+        ("raw", 10.0, beta, seed, measure, relation, value, 0.0)
+        for beta, correlation, right in ((0.0, (0.3, 0.31), 0.97), (1.0, spearman, accuracy))
+        for seed, within in enumerate(correlation[: len(spearman)])
+        for measure, relation, value in (
+            ("spearman", "within", within),
+            ("spearman", "between", 0.2),
+            ("accuracy", structure.CLOUD, right),
+            ("cka", structure.CLOUD, 0.5),
+            ("dimension", structure.CLOUD, 9.0),
+        )
+    ]
+    columns = ["form", "K", "beta", "seed", "measure", "relation", "value", "error"]
+    assert structure.key_numbers(pd.DataFrame(rows, columns=columns))["verdict"] == verdict

@@ -239,12 +239,38 @@ def test_measure_table_has_a_row_per_measure_and_a_column_per_network() -> None:
     assert table.loc[0, CE] == "0.100 (0.090 to 0.110)"
 
 
-def test_verdict_table_says_errors_effect_and_verdict() -> None:
-    row = {"dataset": "torus", "beta": 10.0, "measure": "local_distortion", "near": 2.0, "near_low": 1.5,
-           "near_high": 2.5, "far": 0.05, "far_low": 0.04, "far_high": 0.06, "delta": 0.9, "delta_low": np.nan,
-           "delta_high": np.nan, "near_distance": 0.01, "far_distance": 0.2, "verdict": "holds"}  # fmt: skip
-    (shown,) = plots.verdict_table(pd.DataFrame([row]), {"torus": "Torus"}).to_numpy().tolist()
+def test_effect_table_says_errors_and_effect() -> None:
+    row = {"dataset": "torus", "beta": 10.0, "measure": "local_distortion", "near": 2.04, "near_low": 1.5,
+           "near_high": 25.1, "far": 0.05, "far_low": -0.04, "far_high": 0.06, "delta": 0.9, "delta_low": np.nan,
+           "delta_high": np.nan}  # fmt: skip
+    (shown,) = plots.effect_table(pd.DataFrame([row]), {"torus": "Torus"}).to_numpy().tolist()
     assert shown == [
-        "Torus", plots.beta_name(10.0), "local distortion", "2.000 (1.500 to 2.500)", "0.050 (0.040 to 0.060)",
-        "0.900", "0.01, 0.20", "holds",
+        "Torus", plots.beta_name(10.0), "local distortion", "2 (1.5 to 25)", "0.05 (−0.04 to 0.06)", "0.9",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_class_planes_show_each_class_of_each_space_in_the_colours_of_its_angle(narrow: bool) -> None:
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False) + 0.01
+    points = pd.DataFrame(
+        [
+            (space, name, size * np.cos(a), size * np.sin(a), a)
+            for space, name, size in (
+                ("data", "one", 1),
+                ("data", "two", 1),
+                ("CE", "one", 0.1),
+                ("CE", "two", 0.0),
+            )
+            for a in angle
+        ],
+        columns=["space", "class", "x", "y", "angle"],
+    )
+    with plots.house_style():
+        figure = plots.class_planes(points, narrow=narrow)
+    panels = figure.axes[:4]
+    assert [axes.get_title() for axes in panels] == ["data", "CE", "", ""]
+    assert [axes.get_ylabel() for axes in panels] == ["one", "", "two", ""]
+    widths = [float(axes.get_xlabel().removeprefix("width ")) for axes in panels]
+    assert widths == pytest.approx([2, 0.2, 2, 0], rel=0.02)
+    colours = [plots.mpl.colors.to_hex(colour) for colour in panels[0].collections[0].get_facecolor()]
+    assert colours == list(plots.CYCLE)
