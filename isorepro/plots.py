@@ -1,15 +1,11 @@
-"""One house style, light and dark, and one function per kind of figure.
+"""One function per kind of figure.
 
 Every figure function takes tidy data and ``narrow`` (a phone's width, panels below each other), draws in the
-colours of the light theme and returns a matplotlib figure; :func:`inline_svg` gives it to a page in a form
-that follows the page's theme.
+colours of the light theme and returns a matplotlib figure; :func:`isorepro.style.inline_svg` gives it to a page
+in a form that follows the page's theme.
 """
 
-import io
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,104 +22,30 @@ from matplotlib.ticker import LinearLocator
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
+from isorepro.style import (
+    CATEGORIES,
+    CYCLE,
+    FOOLED,
+    GRID,
+    HELD,
+    INK,
+    MARKERS,
+    MUTED,
+    NARROW,
+    PAPER,
+    SEQUENCE,
+    STRETCH,
+    WIDE,
+)
+from isorepro.tables import beta_name, short_number
+
 IntArray = NDArray[np.int_]
 
-INK, MUTED, GRID, PAPER = "#1d2733", "#56616d", "#d9dee4", "#ffffff"
-HELD, FOOLED = "#0063a6", "#c0430a"
-"""Colours of an image that is still classified correctly and of one that fools the network."""
-
-# A sequence whose steps differ in lightness as well as hue, so that it survives colour blindness and grey;
-# its dark end shows on a light page, its light end on a dark one.
-_PLASMA = mpl.colormaps["plasma"]
-SEQUENCE = [mpl.colors.to_hex(_PLASMA(position)) for position in np.linspace(0.02, 0.6, 12)]
-
-DARK = {
-    INK: "#e4e8ec",
-    MUTED: "#a3aeb9",
-    GRID: "#39424c",
-    PAPER: "#14181e",
-    HELD: "#56b4e9",
-    FOOLED: "#ff9257",
-    **{
-        light: mpl.colors.to_hex(_PLASMA(position))
-        for light, position in zip(SEQUENCE, np.linspace(0.40, 0.97, 12), strict=True)
-    },
-}
-"""The colour that stands for each colour on a dark page."""
-
-CATEGORIES = (
-    "#8028ff",
-    "#c08810",
-    "#0898c8",
-    "#c80060",
-    "#20a870",
-    "#b000c0",
-    "#b05000",
-    "#8080ff",
-    "#ff40b8",
-    "#506880",
-)
-"""Colours of classes in pictures that cannot follow the theme.
-
-Each has a contrast of 3:1 on a light and on a dark page; found by search for the ten whose nearest two are
-farthest apart for deuteranopes and protanopes. They differ in lightness as well as in hue.
-"""
-
-# An ellipse in OKLab, cut at 24 angles: the lightness goes with the cosine and the blue-yellow axis with the sine,
-# which colour-blind people see; the red-green axis adds the vividness that the others see.
-CYCLE = (
-    "#2ba396", "#3aa380", "#50a068", "#659a4f", "#799137", "#8a861e", "#977a09", "#a26c0c",
-    "#aa5e1f", "#af5133", "#b24546", "#b33c59", "#b2366d", "#af3581", "#ab3994", "#a541a6",
-    "#9d4cb6", "#9359c2", "#8667cb", "#7775cf", "#6683cd", "#528fc6", "#3d98ba", "#2d9faa",
-)  # fmt: skip
-"""Colours of an angle from 0 to 2π, on light and dark pages alike."""
-
-MARKERS = "osD^vP*Xph"
-
-STRETCH = "PuOr_r"
-"""Colour map of a stretch: white for none, the same lightness for as much more and as much less."""
-
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "svg.hashsalt": "isorepro",
-}
-
-WIDE, NARROW = 8.2, 4.0
-"""Widths in inches of a figure in the text column and on a phone."""
+BLACK, LIGHT = "#111111", "#fefefe"
+"""Colours of lines and letters upon pictures, which keep theirs on a dark page."""
 
 ELEVATION, AZIMUTH = 24, -62
 """Degrees from which boxes are seen: neither of two linked rings hides the other."""
-
-
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Draw in the house style inside the context."""
-    with mpl.rc_context(STYLE):
-        yield
 
 
 def robustness_curves(summary: pd.DataFrame, *, chance: float, narrow: bool = False) -> Figure:
@@ -412,114 +334,6 @@ def _key(figure: Figure, colouring: _Colouring, left: float, right: float, top: 
     axes.spines[:].set_visible(False)
 
 
-def beta_name(beta: float) -> str:
-    """Return how figures and tables name a weight: "CE" for β = 0, as in the paper's figures."""
-    return f"β\u00a0=\u00a0{_power(beta)}" if beta else "CE"
-
-
-def curve_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the curves as a table to read: one row per protocol, attack and ε, one column per β.
-
-    Args:
-        summary: as for :func:`robustness_curves`.
-    """
-    text = summary.assign(text=[interval(*row) for row in summary[["mean", "low", "high"]].to_numpy()])
-    keys = ["protocol", "attack", "epsilon"]
-    order = text[keys].drop_duplicates()
-    wide = text.pivot(index=keys, columns="beta", values="text").rename(columns=beta_name)
-    wide = wide.loc[pd.MultiIndex.from_frame(order)].reset_index()
-    return wide.rename(columns={"epsilon": "ε"})
-
-
-def reading_table(readings: pd.DataFrame) -> pd.DataFrame:
-    """Return the readings of :func:`isorepro.robustness.readings` as a table to read.
-
-    One row per attack and network: accuracy in percent and, in points, the difference to the cross-entropy
-    network of the same seed with its 95 % interval.
-    """
-
-    def signed(column: str) -> list[str]:
-        return ["" if np.isnan(gain) else f"{100 * gain:+.1f}".replace("-", "−") for gain in readings[column]]
-
-    ends = zip(signed("gain_low"), signed("gain_high"), strict=True)
-    table = pd.DataFrame(
-        {
-            "attack": [
-                attack if epsilon == 0 else f"{attack}, {protocol}"
-                for attack, protocol, epsilon in readings[["attack", "protocol", "epsilon"]].to_numpy()
-            ],
-            "network": [beta_name(beta) for beta in readings["beta"]],
-            "accuracy": [f"{mean:.1%}" for mean in readings["mean"]],
-            "difference": signed("gain"),
-            "95 % interval": [f"{low} to {high}" if low else "" for low, high in ends],
-        }
-    ).drop_duplicates()
-    order = table["attack"].drop_duplicates().tolist()
-    return table.sort_values("attack", key=lambda names: names.map(order.index), kind="stable")
-
-
-def points(gain: float, low: float, high: float) -> str:
-    """Return a difference of accuracies, given as shares, in points with its 95 % interval.
-
-    Without an interval (NaN ends, a single seed) it says so.
-    """
-    interval = "one seed: no interval" if np.isnan(low) else f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-    return f"{100 * gain:+.1f} points ({interval})".replace("-", "−")
-
-
-def interval(mean: float, low: float, high: float, *, digits: int | None = None) -> str:
-    """Return a mean and its 95 % interval, of any unit, as text; without the interval for a single seed.
-
-    With three decimals, or with ``digits`` significant ones.
-    """
-    shown = [f"{end:.3f}" if digits is None else f"{end:.{digits}g}" for end in (mean, low, high)]
-    text = shown[0] if np.isnan(low) else f"{shown[0]} ({shown[1]} to {shown[2]})"
-    return text.replace("-", "−")
-
-
-def inline_svg(figure: Figure, identity: str) -> str:
-    """Return the figure as an SVG element for a page, its colours variables that the page's theme can set.
-
-    Args:
-        figure: one drawn with the colours of this module.
-        identity: a prefix for every id in it, unique on the page.
-    """
-    # Twice as fine as the screen's usual pixels, for what is drawn as a picture inside.
-    with mpl.rc_context({"svg.fonttype": "none", "savefig.dpi": 200}):
-        svg = _rendered(figure, "svg").decode()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{identity}-', svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\1{identity}-", svg)
-    svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit-family", svg)
-    svg = svg.replace("inherit-family", "var(--isorepro-font, sans-serif)")
-    for colour in DARK:
-        svg = svg.replace(colour, f"var(--isorepro-{colour[1:]}, {colour})")
-    return svg
-
-
-def dark_theme(selector: str) -> str:
-    """Return the CSS that gives the figures below ``selector`` their dark colours on a dark page."""
-    values = ";".join(f"--isorepro-{light[1:]}:{dark}" for light, dark in DARK.items())
-    pages = 'html[data-theme="dark"]', 'body[data-jp-theme-light="false"]'
-    return ",".join(f"{page} {selector}" for page in pages) + "{" + values + "}"
-
-
-def standalone(figure: Figure, kind: str) -> bytes:
-    """Return the figure as the bytes of a file of its own ("svg" or "png"), on white."""
-    with mpl.rc_context({"svg.fonttype": "path", "savefig.facecolor": PAPER, "savefig.dpi": 200}):
-        return _rendered(figure, kind)
-
-
-def _rendered(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    # No date in the file: the same figure is the same bytes.
-    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
-
-
 def _line_styles(betas: Sequence[float]) -> list[dict[str, object]]:
     weights = [beta for beta in betas if beta]
     steps = np.linspace(0, len(SEQUENCE) - 1, max(len(weights), 2)).round().astype(int)
@@ -537,23 +351,6 @@ def _beyond_attack_limit(axes: Axes) -> None:
     # In L∞ distance 0.5 every image can become uniform grey (Carlini et al. 2019).
     axes.axvspan(0.5, 1.12, color=GRID, alpha=0.55, lw=0)
     axes.set_xlim(0.009, 1.12)
-
-
-def network_names(table: pd.DataFrame) -> pd.Series:
-    """Return how figures and tables name the network of each row of a table with form, K and β.
-
-    "CE" for β = 0; else β, after the form where several occur, and K where several occur in one form.
-    """
-    isometric = table[table["beta"] > 0]
-    several_forms = isometric["form"].nunique() > 1
-    several_K = {form: group["K"].nunique() > 1 for form, group in isometric.groupby("form")}
-
-    def name(form: str, K: float, beta: float) -> str:
-        parts = [form] * several_forms + [f"K\u00a0=\u00a0{K:g}"] * several_K.get(form, False)
-        return ", ".join([*parts, beta_name(beta)]) if beta else beta_name(beta)
-
-    names = [name(*row) for row in table[["form", "K", "beta"]].itertuples(index=False, name=None)]
-    return pd.Series(names, index=table.index, dtype=object)
 
 
 def distance_histograms(distances: pd.DataFrame, *, narrow: bool = False) -> Figure:
@@ -656,6 +453,7 @@ def stretch_maps(planes: pd.DataFrame, points: pd.DataFrame, *, narrow: bool = F
     columns = len(kinds) if narrow else len(betas)
     figure, grid = _panels(len(cells), columns=columns, height=1.75 if narrow else 2.9, narrow=narrow, share=True)
     norm = mpl.colors.Normalize(-3, 3)
+    cased = [mpl.patheffects.withStroke(linewidth=3.2, foreground=LIGHT)]
     for axes, (beta, kind) in zip(grid.flat, cells, strict=True):
         plane = planes[planes["beta"] == beta]
         x, y = plane["x"].unique(), plane["y"].unique()
@@ -663,11 +461,11 @@ def stretch_maps(planes: pd.DataFrame, points: pd.DataFrame, *, narrow: bool = F
         extent = (x[0], x[-1], y[0], y[-1])
         axes.imshow(field, origin="lower", extent=extent, cmap=STRETCH, norm=norm, interpolation="bilinear")
         margin = plane["margin"].to_numpy().reshape(len(y), len(x))
-        axes.contour(x, y, margin, levels=[0], colors="#111111", linewidths=1.6)
+        axes.contour(x, y, margin, levels=[0], colors=BLACK, linewidths=1.6, path_effects=cased)
         for name, marker in zip(points["class"].drop_duplicates(), "o^", strict=False):
             of_class = points[points["class"] == name]
             axes.scatter(
-                of_class["x"], of_class["y"], s=4, marker=marker, color="#111111", alpha=0.5, lw=0, rasterized=True
+                of_class["x"], of_class["y"], s=4, marker=marker, color=BLACK, alpha=0.5, lw=0, rasterized=True
             )
         axes.set_title(f"{beta_name(beta)}: {kinds[kind]}", fontsize=8 if narrow else 10)
         axes.set(aspect="equal", xticks=[], yticks=[])
@@ -804,7 +602,7 @@ def trade_off(summary: pd.DataFrame, *, labels: Mapping[tuple[str, str], str], n
             )
             for beta, *place in line.loc[line["beta"] > 0, ["beta", "accuracy_mean", "mean"]].to_numpy():
                 axes.annotate(
-                    _power(beta),
+                    short_number(beta),
                     place,
                     xytext=(4, 4),
                     fontsize=7.5,
@@ -838,7 +636,7 @@ def cross_sections(sections: pd.DataFrame, *, classes: Sequence[str], narrow: bo
     columns = len(kinds) if narrow else len(networks)
     figure, grid = _panels(len(cells), columns=columns, height=2.05 if narrow else 2.7, narrow=narrow, share=True)
     norm = mpl.colors.LogNorm(0.1, 100)
-    halo = [mpl.patheffects.withStroke(linewidth=2.5, foreground="#ffffff")]
+    halo = [mpl.patheffects.withStroke(linewidth=2.5, foreground=LIGHT)]
     for axes, (name, kind) in zip(grid.flat, cells, strict=True):
         plane = sections[sections["network"] == name]
         x, y = plane["first"].unique(), plane["second"].unique()
@@ -858,12 +656,12 @@ def cross_sections(sections: pd.DataFrame, *, classes: Sequence[str], narrow: bo
                         label,
                         ha="center",
                         va="center",
-                        color="#111111",
+                        color=BLACK,
                         fontweight="bold",
                         fontsize=10,
                         path_effects=halo,
                     )
-        axes.plot(0, 0, marker="+", color="#ffffff", markersize=9, markeredgewidth=2)
+        axes.plot(0, 0, marker="+", color=LIGHT, markersize=9, markeredgewidth=2)
         row, column = (name, headings[kind]) if narrow else (headings[kind], name)
         if axes.get_subplotspec().is_first_row():
             axes.set_title(column, fontsize=8 if narrow else 10)
@@ -918,68 +716,3 @@ def _series(panel: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _series_styles() -> list[dict[str, object]]:
     steps = (0, 6, 11)
     return [{"color": SEQUENCE[step], "marker": MARKERS[place + 1]} for place, step in enumerate(steps)]
-
-
-def _power(value: float) -> str:
-    """Return a number in short: 0.1, 100, 10⁶."""
-    exponent = round(math.log10(value))
-    if abs(exponent) < 4 or not math.isclose(value, 10.0**exponent):
-        return f"{value:g}"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-MEASURES = {
-    "spearman": "Spearman correlation",
-    "pearson": "Pearson correlation",
-    "scale": "best scale",
-    "cka": "linear CKA with the inputs",
-    "dimension": "dimension (participation ratio)",
-    "jacobian_error": "Jacobian error",
-    "local_distortion": "local distortion",
-    "gromov_wasserstein": "Gromov-Wasserstein distance",
-    "data_loops": "lasting loops in the data",
-    "loops": "lasting loops",
-    "loop_persistence": "persistence of the longest loop",
-}
-"""What tables call a measure whose own name does not say it."""
-
-
-def measure_table(summary: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Return measures over seeds as a table to read: a row per measure and value of ``by``, a column per network.
-
-    Args:
-        summary: rows of :func:`isorepro.structure.summary` by ``by``, form, K and beta.
-        by: the column that tells the rows of a measure apart, such as "relation".
-    """
-    rows = summary.assign(
-        network=network_names(summary),
-        text=[interval(*row) for row in summary[["mean", "low", "high"]].to_numpy()],
-        measure=summary["measure"].map(lambda measure: MEASURES.get(measure, measure.replace("_", " "))),
-    )
-    order = rows[["measure", by]].drop_duplicates()
-    wide = rows.pivot(index=["measure", by], columns="network", values="text")
-    wide = wide.loc[pd.MultiIndex.from_frame(order), list(rows["network"].drop_duplicates())]
-    return wide.reset_index().rename_axis(columns=None)
-
-
-def effect_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """Return the errors and effects of :func:`isorepro.boundary.verdicts` as a table to read.
-
-    Args:
-        verdicts: the verdicts.
-        titles: dataset → its name in the table.
-    """
-    texts = {
-        name: [interval(*row, digits=2) for row in verdicts[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
-        for name in ("near", "far", "delta")
-    }
-    return pd.DataFrame(
-        {
-            "set": verdicts["dataset"].map(titles),
-            "network": verdicts["beta"].map(beta_name),
-            "measure": verdicts["measure"].map(MEASURES),
-            "near": texts["near"],
-            "far": texts["far"],
-            "Cliff's δ": texts["delta"],
-        }
-    )

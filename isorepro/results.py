@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from isorepro import paths, plots
+from isorepro import paths, style
 
 RUN = "ISOREPRO_RUN"
 """Environment variable: the folder of the run that executes the notebook; ``_output/interactive`` without it."""
@@ -100,16 +100,16 @@ class Results:
             ValueError: ``rotatable`` returned a number that is not finite.
         """
         identity = f"{self.notebook}-{name}".replace("_", "-")
-        with plots.house_style():
+        with style.house_style():
             wide, narrow = (draw(*args, **options, narrow=narrow) for narrow in (False, True))
             drawings = {
-                "wide": plots.inline_svg(wide, f"{identity}-wide"),
-                "narrow": plots.inline_svg(narrow, f"{identity}-narrow"),
+                "wide": style.inline_svg(wide, f"{identity}-wide"),
+                "narrow": style.inline_svg(narrow, f"{identity}-narrow"),
             }
             # The panels have found their places; to look for them again would cost half of the time.
             wide.set_layout_engine("none")
             for kind in ("svg", "png"):
-                paths.write_atomically(self.folder / f"{name}.{kind}", plots.standalone(wide, kind))
+                paths.write_atomically(self.folder / f"{name}.{kind}", style.standalone(wide, kind))
         self.table(name, data)
         alt = html.escape(alt, quote=True)
         images = "".join(
@@ -121,7 +121,7 @@ class Results:
         body = _html_table(data if shown is None else shown, "The numbers behind the figure")
         markup = (
             f'<figure class="isorepro-figure" id="{identity}">'
-            f"<style>{_LAYOUT}{plots.dark_theme(f'#{identity}')}</style>"
+            f"<style>{_LAYOUT}{style.dark_theme(f'#{identity}')}</style>"
             f"{images}{turning or ''}<figcaption>{html.escape(caption)}</figcaption>"
             f'<p class="isorepro-links">Download: {links}</p>'
             '<details class="isorepro-data"><summary>The numbers behind the figure</summary>'

@@ -194,7 +194,7 @@ def _planes(dataset: Dataset, points: Tensor) -> pd.DataFrame:
     whole = _space(dataset, points)
     for name in dataset.classes:
         members = (whole["class"] == name).to_numpy()
-        coordinates, _ = geometry.principal_coordinates(points[torch.from_numpy(members)], 2)
+        coordinates, _ = geometry.principal_coordinates(points[torch.tensor(members)], 2)
         whole.loc[members, ["x", "y"]] = coordinates.numpy()
     return whole[["class", "x", "y", "angle"]]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isorepro import plots
+from isorepro import plots, style, tables
 from isorepro.results import Results
 
 
@@ -39,17 +39,17 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize(("ground", "text", "lines"), [("light", 4.5, 3.0), ("dark", 4.5, 3.0)])
 def test_colours_have_the_contrast_that_wcag_asks(ground: str, text: float, lines: float) -> None:
     def shown(colour: str) -> str:
-        return colour if ground == "light" else plots.DARK[colour]
+        return colour if ground == "light" else style.DARK[colour]
 
-    paper = shown(plots.PAPER)
+    paper = shown(style.PAPER)
     assert all(
-        contrast(shown(colour), paper) >= text for colour in (plots.INK, plots.MUTED, plots.HELD, plots.FOOLED)
+        contrast(shown(colour), paper) >= text for colour in (style.INK, style.MUTED, style.HELD, style.FOOLED)
     )
-    assert all(contrast(shown(colour), paper) >= lines for colour in plots.SEQUENCE)
+    assert all(contrast(shown(colour), paper) >= lines for colour in style.SEQUENCE)
 
 
 def test_the_sequence_grows_lighter_so_that_it_survives_grey() -> None:
-    for colours in (plots.SEQUENCE, [plots.DARK[colour] for colour in plots.SEQUENCE]):
+    for colours in (style.SEQUENCE, [style.DARK[colour] for colour in style.SEQUENCE]):
         values = [luminance(colour) for colour in colours]
         assert values == sorted(values)
 
@@ -57,26 +57,26 @@ def test_the_sequence_grows_lighter_so_that_it_survives_grey() -> None:
 @pytest.mark.parametrize("narrow", [False, True])
 def test_robustness_curves_draw_the_table(narrow: bool) -> None:
     table = summary([0.0, 0.1, 10.0])
-    with plots.house_style():
+    with style.house_style():
         figure = plots.robustness_curves(table, chance=0.1, narrow=narrow)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["As released: FGSM", "Corrected: PGD"]
     panels = [("as released", "FGSM"), ("corrected", "PGD")]
     for axes, (protocol, attack) in zip(figure.axes, panels, strict=True):
         lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-        assert list(lines) == [plots.beta_name(beta) for beta in (0.0, 0.1, 10.0)]
+        assert list(lines) == [tables.beta_name(beta) for beta in (0.0, 0.1, 10.0)]
         for beta in (0.0, 0.1, 10.0):
             drawn = table[(table["protocol"] == protocol) & (table["attack"] == attack) & (table["epsilon"] > 0)]
             drawn = drawn[drawn["beta"] == beta]
-            np.testing.assert_allclose(lines[plots.beta_name(beta)].get_xydata(), drawn[["epsilon", "mean"]])
+            np.testing.assert_allclose(lines[tables.beta_name(beta)].get_xydata(), drawn[["epsilon", "mean"]])
         assert axes.get_xscale() == "log"
     assert figure.axes[-1].get_xlabel().startswith("ε")
     assert figure.axes[0].get_ylabel() == "classification rate"
-    assert figure.get_size_inches()[0] == (plots.NARROW if narrow else plots.WIDE)
+    assert figure.get_size_inches()[0] == (style.NARROW if narrow else style.WIDE)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
 def test_any_number_of_weights_can_be_drawn(count: int) -> None:
-    with plots.house_style():
+    with style.house_style():
         figure = plots.robustness_curves(summary([float(b) for b in range(count)]), chance=0.1)
     assert len([line for line in figure.axes[0].lines if not line.get_label().startswith("_")]) == count
 
@@ -110,27 +110,27 @@ def distances(colours: tuple[str, ...], vision: str) -> np.ndarray:
 
 
 def test_colours_of_pictures_show_on_light_and_dark_pages() -> None:
-    for colour in (*plots.CATEGORIES, *plots.CYCLE):
-        for paper in (plots.PAPER, plots.DARK[plots.PAPER]):
+    for colour in (*style.CATEGORIES, *style.CYCLE):
+        for paper in (style.PAPER, style.DARK[style.PAPER]):
             assert contrast(colour, paper) >= 3, (colour, paper)
-    assert len(set(plots.CATEGORIES)) == 10
-    assert len(set(plots.CYCLE)) == 24
+    assert len(set(style.CATEGORIES)) == 10
+    assert len(set(style.CYCLE)) == 24
 
 
 @pytest.mark.parametrize("vision", VISION)
 def test_classes_and_angles_are_told_apart_by_colour_blind_people(vision: str) -> None:
-    assert distances(plots.CATEGORIES, vision).min() > 0.08
-    assert distances(plots.CATEGORIES[:4], vision).min() > 0.14
-    assert distances(plots.CATEGORIES[:2], vision).min() > 0.2
+    assert distances(style.CATEGORIES, vision).min() > 0.08
+    assert distances(style.CATEGORIES[:4], vision).min() > 0.14
+    assert distances(style.CATEGORIES[:2], vision).min() > 0.2
     apart = np.abs(np.subtract.outer(np.arange(24), np.arange(24)))
     apart = np.minimum(apart, 24 - apart)
-    between = distances(plots.CYCLE, vision)
+    between = distances(style.CYCLE, vision)
     assert between[apart >= 2].min() > 0.02  # the just noticeable difference
     assert between[apart >= 6].min() > 0.07
 
 
 def test_the_cycle_has_the_angle_in_its_lightness_and_its_blue() -> None:
-    light, _, yellow = np.array([oklab(colour, np.eye(3)) for colour in plots.CYCLE]).T
+    light, _, yellow = np.array([oklab(colour, np.eye(3)) for colour in style.CYCLE]).T
     angle = np.arange(24) * 2 * np.pi / 24
     assert np.corrcoef(light, np.cos(angle))[0, 1] > 0.999
     assert np.corrcoef(yellow, np.sin(angle))[0, 1] > 0.999
@@ -150,7 +150,7 @@ def rings(count: int = 40) -> pd.DataFrame:
 @pytest.mark.parametrize("narrow", [False, True])
 def test_spaces_have_boxes_of_equal_sides_and_a_key_for_each_colouring(narrow: bool) -> None:
     points = rings()
-    with plots.house_style():
+    with style.house_style():
         figure = plots.spaces(points, colour=["ring", "angle"], narrow=narrow)
     boxes = [axes for axes in figure.axes if axes.name == "3d"]
     assert len(boxes) == 6
@@ -165,23 +165,23 @@ def test_spaces_have_boxes_of_equal_sides_and_a_key_for_each_colouring(narrow: b
         assert cloud.get_rasterized()
         drawn = points[points["space"] == space]
         np.testing.assert_allclose(np.array(cloud._offsets3d).T, drawn[["x", "y", "z"]])
-        palette = plots.CATEGORIES[:2] if colouring == "ring" else plots.CYCLE
+        palette = style.CATEGORIES[:2] if colouring == "ring" else style.CYCLE
         used = {mpl.colors.to_hex(hue) for hue in cloud.get_facecolor()}
         assert used == set(palette)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["</script>", "<!--"]
     (cycle,) = (axes for axes in figure.axes if axes.name != "3d")
     assert [label.get_text() for label in cycle.get_xticklabels()] == ["0", "π", "2π"]
-    assert figure.get_size_inches()[0] == (plots.NARROW if narrow else plots.WIDE)
+    assert figure.get_size_inches()[0] == (style.NARROW if narrow else style.WIDE)
 
 
 def test_spaces_follow_the_theme_and_are_the_same_bytes_twice() -> None:
     made = []
     for _ in range(2):
-        with plots.house_style():
-            made.append(plots.inline_svg(plots.spaces(rings(), colour=["ring"]), "s"))
+        with style.house_style():
+            made.append(style.inline_svg(plots.spaces(rings(), colour=["ring"]), "s"))
     assert made[0] == made[1]
-    assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", made[0])) <= {*plots.CATEGORIES[:2], "#000000"}
+    assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", made[0])) <= {*style.CATEGORIES[:2], "#000000"}
     pictures = re.findall(r'<image [^>]*?base64,\s*([^"]+)"[^>]* width="([\d.]+)"', made[0])
     assert len(pictures) == 3
     for picture, points in pictures:
@@ -280,17 +280,17 @@ def examples() -> pd.DataFrame:
 
 @pytest.mark.parametrize(("narrow", "columns"), [(False, 5), (True, 3)])
 def test_image_grid_tells_what_each_image_is_taken_for(narrow: bool, columns: int) -> None:
-    with plots.house_style():
+    with style.house_style():
         figure = plots.image_grid(examples(), attack="PGD", narrow=narrow)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:columns] == [str(index) for index in range(columns)]
     assert titles[columns:] == [f"{index} → 9" for index in range(columns)] * 2
-    assert [axes.get_ylabel() for axes in figure.axes[::columns]] == ["original", "CE", plots.beta_name(1.0)]
+    assert [axes.get_ylabel() for axes in figure.axes[::columns]] == ["original", "CE", tables.beta_name(1.0)]
 
 
 def test_inline_figures_follow_the_theme_and_have_ids_of_their_own() -> None:
-    with plots.house_style():
-        svg = plots.inline_svg(plots.robustness_curves(summary([0.0, 1.0]), chance=0.1), "one")
+    with style.house_style():
+        svg = style.inline_svg(plots.robustness_curves(summary([0.0, 1.0]), chance=0.1), "one")
     colours = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
     # Black only in definitions that a use overrides, which matplotlib writes for its tick marks.
     assert colours <= {"#000000"}
@@ -340,8 +340,8 @@ def test_the_same_figure_is_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_points_say_when_there_is_no_interval() -> None:
-    assert plots.points(-0.012, -0.02, 0.004) == "−1.2 points (95 % interval −2.0 to +0.4)"
-    assert plots.points(0.5, np.nan, np.nan) == "+50.0 points (one seed: no interval)"
+    assert tables.points(-0.012, -0.02, 0.004) == "−1.2 points (95 % interval −2.0 to +0.4)"
+    assert tables.points(0.5, np.nan, np.nan) == "+50.0 points (one seed: no interval)"
 
 
 def test_reading_table_has_differences_in_points_and_each_network_once() -> None:
@@ -352,11 +352,11 @@ def test_reading_table_has_differences_in_points_and_each_network_once() -> None
         ("corrected", "no attack", 0.0, 0.0, 0.97, np.nan, np.nan, np.nan),
     ]
     columns = ["protocol", "attack", "epsilon", "beta", "mean", "gain", "gain_low", "gain_high"]
-    table = plots.reading_table(pd.DataFrame(rows, columns=columns))
+    table = tables.reading_table(pd.DataFrame(rows, columns=columns))
     assert table.to_numpy().tolist() == [
         ["no attack", "CE", "97.0%", "", ""],
-        ["no attack", plots.beta_name(5.0), "95.0%", "−2.0", "−3.0 to −1.0"],
-        ["FGSM, as released", plots.beta_name(5.0), "60.0%", "+30.0", ""],
+        ["no attack", tables.beta_name(5.0), "95.0%", "−2.0", "−3.0 to −1.0"],
+        ["FGSM, as released", tables.beta_name(5.0), "60.0%", "+30.0", ""],
     ]
 
 

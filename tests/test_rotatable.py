@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from isorepro import book, plots
+from isorepro import book, plots, style
 from isorepro.results import Results
 
 pytestmark = pytest.mark.slow
@@ -123,7 +123,7 @@ def test_every_space_is_drawn_and_its_drawing_hidden(opened: Open) -> None:
         assert label.startswith(name)
         assert "120 points" in label
         drawn = {f"#{bytes(pixel[:3]).hex()}" for pixel in picture(plots_shown.nth(number)).reshape(-1, 4)}
-        assert set(plots.CATEGORIES[:2]) <= drawn
+        assert set(style.CATEGORIES[:2]) <= drawn
     assert not page.locator(".isorepro-wide").is_visible()
     assert not page.locator(".isorepro-narrow").is_visible()
     assert page.locator("figcaption").is_visible()
@@ -136,15 +136,15 @@ def test_buttons_choose_the_colouring_by_mouse_and_keyboard(opened: Open) -> Non
     buttons = page.locator(".isorepro-choice button")
     assert buttons.all_inner_texts() == ["ring", "angle"]
     assert page.locator(".isorepro-key").inner_text().split() == ["<i>one", "two"]
-    assert {colour for plot in marker_colours(page) for colour in plot} == set(plots.CATEGORIES[:2])
+    assert {colour for plot in marker_colours(page) for colour in plot} == set(style.CATEGORIES[:2])
     buttons.nth(1).click()
-    assert {colour for plot in marker_colours(page) for colour in plot} == set(plots.CYCLE)
+    assert {colour for plot in marker_colours(page) for colour in plot} == set(style.CYCLE)
     assert [buttons.nth(number).get_attribute("aria-pressed") for number in (0, 1)] == ["false", "true"]
     assert page.locator(".isorepro-key").inner_text().split() == ["0", "2π"]
     assert "angle" in (page.locator(".isorepro-plot").first.get_attribute("aria-label") or "")
     buttons.nth(0).focus()
     page.keyboard.press("Enter")
-    assert {colour for plot in marker_colours(page) for colour in plot} == set(plots.CATEGORIES[:2])
+    assert {colour for plot in marker_colours(page) for colour in plot} == set(style.CATEGORIES[:2])
 
 
 def test_dragging_rotates_and_the_theme_changes_colours_only(opened: Open) -> None:
@@ -161,10 +161,10 @@ def test_dragging_rotates_and_the_theme_changes_colours_only(opened: Open) -> No
     page.mouse.up()
     turned = page.evaluate(camera)
     assert turned != before
-    assert page.evaluate(grid) == plots.GRID
+    assert page.evaluate(grid) == style.GRID
     assert brightness(page.evaluate(text)) < 200
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
-    page.wait_for_function(f"{grid} === '{plots.DARK[plots.GRID]}'")
+    page.wait_for_function(f"{grid} === '{style.DARK[style.GRID]}'")
     assert brightness(page.evaluate(text)) > 600
     was, now = (re.findall(r"-?[\d.]+", text) for text in (turned, page.evaluate(camera)))
     np.testing.assert_allclose(np.array(now, float), np.array(was, float), atol=1e-3)

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from isorepro import plots
+from isorepro import plots, style, tables
 
-CE = plots.beta_name(0)
+CE = tables.beta_name(0)
 
 
 def seeded_summary(rows: list[tuple[object, ...]], columns: list[str]) -> pd.DataFrame:
@@ -31,18 +31,21 @@ def networks(*settings: tuple[str, float, float]) -> pd.DataFrame:
 
 
 def test_networks_are_named_by_what_tells_them_apart() -> None:
-    beta = plots.beta_name
-    assert list(plots.network_names(networks(("raw", 10, 0.0), ("raw", 10, 0.1)))) == ["CE", beta(0.1)]
+    beta = tables.beta_name
+    assert list(tables.network_names(networks(("raw", 10, 0.0), ("raw", 10, 0.1)))) == ["CE", beta(0.1)]
     forms = networks(("raw", 10, 0.0), ("raw", 10, 1.0), ("normalised", 1, 1e6))
-    assert list(plots.network_names(forms)) == ["CE", f"raw, {beta(1)}", f"normalised, {beta(1e6)}"]
+    assert list(tables.network_names(forms)) == ["CE", f"raw, {beta(1)}", f"normalised, {beta(1e6)}"]
     scales = networks(("normalised", 0.1, 1.0), ("normalised", 1, 1.0))
-    assert [name.split(",")[0] for name in plots.network_names(scales)] == ["K\u00a0=\u00a00.1", "K\u00a0=\u00a01"]
+    assert [name.split(",")[0] for name in tables.network_names(scales)] == [
+        "K\u00a0=\u00a00.1",
+        "K\u00a0=\u00a01",
+    ]
     everything = pd.concat([forms, scales], ignore_index=True).drop_duplicates()
-    assert plots.network_names(everything).is_unique
+    assert tables.network_names(everything).is_unique
 
 
 def test_large_and_small_weights_are_named_by_powers_of_ten() -> None:
-    names = [plots.beta_name(beta).split("\u00a0")[-1] for beta in (0.001, 0.1, 100, 1e4, 1e8, 1e-5, 20000.0)]
+    names = [tables.beta_name(beta).split("\u00a0")[-1] for beta in (0.001, 0.1, 100, 1e4, 1e8, 1e-5, 20000.0)]
     assert names == ["0.001", "0.1", "100", "10⁴", "10⁸", "10⁻⁵", "20000"]
 
 
@@ -65,11 +68,11 @@ def distances() -> pd.DataFrame:
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_histograms_have_truth_and_every_network_for_each_class(narrow: bool) -> None:
-    with plots.house_style():
+    with style.house_style():
         figure = plots.distance_histograms(distances(), narrow=narrow)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["First ring", "Second ring"]
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["truth", CE, plots.beta_name(1.0)]
+    assert [text.get_text() for text in legend.get_texts()] == ["truth", CE, tables.beta_name(1.0)]
     for axes in figure.axes:
         bars = np.array([patch.get_height() * patch.get_width() for patch in axes.patches[:60]])
         assert bars.sum() == pytest.approx(1)
@@ -80,9 +83,9 @@ def test_histograms_have_truth_and_every_network_for_each_class(narrow: bool) ->
 @pytest.mark.parametrize("narrow", [False, True])
 def test_shepard_diagrams_hold_every_pair_and_the_diagonal(narrow: bool) -> None:
     table = distances()
-    with plots.house_style():
+    with style.house_style():
         figure = plots.shepard_diagram(table, narrow=narrow)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [CE, plots.beta_name(1.0)]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [CE, tables.beta_name(1.0)]
     for axes, beta in zip(figure.axes, (0.0, 1.0), strict=True):
         points = np.concatenate([np.asarray(found.get_offsets()) for found in axes.collections])
         expected = table.loc[table["beta"] == beta, ["input_distance", "representation_distance"]].to_numpy()
@@ -96,13 +99,13 @@ def test_training_curves_draw_each_measure_on_a_log_axis(narrow: bool) -> None:
     rows = list(itertools.product(("a", "b"), (0.0, 1.0), (100, 200, 300)))
     table = seeded_summary(rows, ["measure", "beta", "epoch"])
     table.loc[0, "low"] = -0.5  # an interval may reach below what a log axis has
-    with plots.house_style():
+    with style.house_style():
         figure = plots.training_curves(table, labels={"b": "B", "a": "A"}, narrow=narrow)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["B", "A"]
     for axes, measure in zip(range(2), ("b", "a"), strict=True):
         for beta in (0.0, 1.0):
             expected = table[(table["measure"] == measure) & (table["beta"] == beta)]
-            np.testing.assert_allclose(drawn(figure, axes)[plots.beta_name(beta)], expected[["epoch", "mean"]])
+            np.testing.assert_allclose(drawn(figure, axes)[tables.beta_name(beta)], expected[["epoch", "mean"]])
         assert figure.axes[axes].get_yscale() == "log"
         low, high = figure.axes[axes].get_ylim()
         of_measure = table.loc[table["measure"] == measure, "mean"]
@@ -120,7 +123,7 @@ def test_stretch_maps_show_the_logarithm_of_the_stretch_and_the_boundary(narrow:
         ]
     )  # fmt: skip
     points = pd.DataFrame({"x": [0.1, 0.9], "y": [1.0, 1.0], "class": ["one", "other"]})
-    with plots.house_style():
+    with style.house_style():
         figure = plots.stretch_maps(planes, points, narrow=narrow)
     maps = [axes for axes in figure.axes if axes.images]
     assert len(maps) == 4
@@ -143,13 +146,13 @@ def test_curves_against_the_boundary_distance_draw_the_table(narrow: bool) -> No
         for dataset, beta, measure, place in itertools.product(("one", "two"), (0.0, 5.0), measures, range(3))
     ]
     table = seeded_summary(rows, ["dataset", "beta", "measure", "bin", "distance"])
-    with plots.house_style():
+    with style.house_style():
         figure = plots.against_boundary_distance(table, titles={"one": "One", "two": "Two"}, narrow=narrow)
     titles = ["One", "One", "Two", "Two"] if narrow else ["One", "Two", "One", "Two"]
     assert [axes.get_title(loc="left") for axes in figure.axes] == titles
     first = table[(table["dataset"] == "one") & (table["beta"] == 5.0)]
     (high,) = [first.loc[first["measure"] == "stretch_high", ["distance", "mean"]].to_numpy()]
-    np.testing.assert_allclose(drawn(figure, 0)[plots.beta_name(5.0)], high)
+    np.testing.assert_allclose(drawn(figure, 0)[tables.beta_name(5.0)], high)
     lines = [line.get_ydata() for line in figure.axes[0].lines]
     low = first.loc[first["measure"] == "stretch_low", "mean"].to_numpy()
     assert any(len(line) == 3 and np.allclose(line, low) for line in lines)
@@ -166,7 +169,7 @@ def test_maps_colour_a_class_alike_in_every_panel(narrow: bool) -> None:
             "y": rng.normal(size=80),
         }
     )
-    with plots.house_style():
+    with style.house_style():
         figure = plots.maps(points, classes=["0", "1", "2"], narrow=narrow)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in shown] == ["pixels", "CE"]
@@ -174,7 +177,7 @@ def test_maps_colour_a_class_alike_in_every_panel(narrow: bool) -> None:
         panel = points[points["space"] == axes.get_title(loc="left")]
         of_two = axes.collections[2]
         np.testing.assert_allclose(of_two.get_offsets(), panel.loc[panel["class"] == "2", ["x", "y"]])
-        assert plots.mpl.colors.to_hex(of_two.get_facecolor()[0]) == plots.CATEGORIES[2]
+        assert plots.mpl.colors.to_hex(of_two.get_facecolor()[0]) == style.CATEGORIES[2]
         assert [text.get_text() for text in axes.texts] == ["0", "2"]
 
 
@@ -191,7 +194,7 @@ def structure_summary() -> pd.DataFrame:
 @pytest.mark.parametrize("narrow", [False, True])
 def test_measures_against_beta_have_a_line_for_each_form_and_a_level_for_cross_entropy(narrow: bool) -> None:
     table = structure_summary()
-    with plots.house_style():
+    with style.house_style():
         figure = plots.measures_against_beta(table, labels=LABELS, narrow=narrow)
     for place, (measure, relation) in enumerate(LABELS):
         of_measure = table[(table["measure"] == measure) & (table["relation"] == relation)]
@@ -205,7 +208,7 @@ def test_measures_against_beta_have_a_line_for_each_form_and_a_level_for_cross_e
 @pytest.mark.parametrize("narrow", [False, True])
 def test_trade_off_puts_each_setting_at_its_accuracy(narrow: bool) -> None:
     table = structure_summary()
-    with plots.house_style():
+    with style.house_style():
         figure = plots.trade_off(table, labels=LABELS, narrow=narrow)
     accuracy = table.loc[table["measure"] == "accuracy", "mean"].to_numpy()
     for axes, (measure, relation), label in zip(figure.axes, LABELS, LABELS.values(), strict=False):
@@ -223,7 +226,7 @@ def test_cross_sections_label_regions_and_show_the_error(narrow: bool) -> None:
     sections = pd.DataFrame(
         {"network": "CE", "first": first, "second": second, "predicted": predicted, "error": 1 + first**2}
     )
-    with plots.house_style():
+    with style.house_style():
         figure = plots.cross_sections(sections, classes=list("0123456789"), narrow=narrow)
     regions, errors = (axes for axes in figure.axes if axes.images)
     assert {text.get_text(): text.get_position()[0] < 0 for text in regions.texts} == {"3": True, "7": False}
@@ -232,7 +235,7 @@ def test_cross_sections_label_regions_and_show_the_error(narrow: bool) -> None:
 
 
 def test_measure_table_has_a_row_per_measure_and_a_column_per_network() -> None:
-    table = plots.measure_table(structure_summary(), "relation")
+    table = tables.measure_table(structure_summary(), "relation")
     assert list(table.columns)[:3] == ["measure", "relation", CE]
     assert len(table.columns) == 2 + len(SETTINGS)
     assert table["measure"].tolist() == ["Spearman correlation", "linear CKA with the inputs", "accuracy"]
@@ -243,9 +246,9 @@ def test_effect_table_says_errors_and_effect() -> None:
     row = {"dataset": "torus", "beta": 10.0, "measure": "local_distortion", "near": 2.04, "near_low": 1.5,
            "near_high": 25.1, "far": 0.05, "far_low": -0.04, "far_high": 0.06, "delta": 0.9, "delta_low": np.nan,
            "delta_high": np.nan}  # fmt: skip
-    (shown,) = plots.effect_table(pd.DataFrame([row]), {"torus": "Torus"}).to_numpy().tolist()
+    (shown,) = tables.effect_table(pd.DataFrame([row]), {"torus": "Torus"}).to_numpy().tolist()
     assert shown == [
-        "Torus", plots.beta_name(10.0), "local distortion", "2 (1.5 to 25)", "0.05 (−0.04 to 0.06)", "0.9",
+        "Torus", tables.beta_name(10.0), "local distortion", "2 (1.5 to 25)", "0.05 (−0.04 to 0.06)", "0.9",
     ]  # fmt: skip
 
 
@@ -265,7 +268,7 @@ def test_class_planes_show_each_class_of_each_space_in_the_colours_of_its_angle(
         ],
         columns=["space", "class", "x", "y", "angle"],
     )
-    with plots.house_style():
+    with style.house_style():
         figure = plots.class_planes(points, narrow=narrow)
     panels = figure.axes[:4]
     assert [axes.get_title() for axes in panels] == ["data", "CE", "", ""]
@@ -273,4 +276,4 @@ def test_class_planes_show_each_class_of_each_space_in_the_colours_of_its_angle(
     widths = [float(axes.get_xlabel().removeprefix("width ")) for axes in panels]
     assert widths == pytest.approx([2, 0.2, 2, 0], rel=0.02)
     colours = [plots.mpl.colors.to_hex(colour) for colour in panels[0].collections[0].get_facecolor()]
-    assert colours == list(plots.CYCLE)
+    assert colours == list(style.CYCLE)
