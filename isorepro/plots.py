@@ -582,7 +582,7 @@ def trade_off(summary: pd.DataFrame, *, labels: Mapping[tuple[str, str], str], n
     """
     keys = ["form", "K", "beta"]
     accuracy = summary[summary["measure"] == "accuracy"].set_index(keys)[["mean", "low", "high"]]
-    figure, grid = _panels(len(labels), columns=1 if narrow else len(labels), height=3.0, narrow=narrow)
+    figure, grid = _panels(len(labels), columns=1 if narrow else 3, height=2.7, narrow=narrow)
     for axes, ((measure, relation), label) in zip(grid.flat, labels.items(), strict=False):
         panel = summary[(summary["measure"] == measure) & (summary["relation"] == relation)]
         panel = panel.join(accuracy.add_prefix("accuracy_"), on=keys)
