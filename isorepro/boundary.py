@@ -318,8 +318,9 @@ def near_and_far(profiles: pd.DataFrame, *, near: float, far: float) -> pd.DataF
     return pd.DataFrame(rows, columns=columns)
 
 
-HOLDS, EVERYWHERE, PARTLY, NOWHERE, OPEN = (
+HOLDS, GRADED, EVERYWHERE, PARTLY, NOWHERE, OPEN = (
     "holds",
+    "isometric far and clearly less so near, perhaps still within the tolerance",
     "isometric near as well",
     "less isometric near, yet not isometric far either",
     "not isometric far, no clear difference near",
@@ -342,6 +343,7 @@ def verdicts(comparison: pd.DataFrame, *, tolerance: float) -> pd.DataFrame:
         One row per dataset, β and measure: the columns; near, far and delta, each with _low and _high (mean over
         seeds and its 95 % interval); near_distance and far_distance (medians over seeds); seeds; and verdict,
         one of :data:`HOLDS` (isometric far, not near), :data:`EVERYWHERE` (isometric near and far),
+        :data:`GRADED` (isometric far, undecided near, and the interval of δ lies above 0),
         :data:`PARTLY` (not isometric far, and the interval of δ lies above 0), :data:`NOWHERE` (not isometric
         far, and it does not) and :data:`OPEN`.
     """
@@ -363,6 +365,8 @@ def verdicts(comparison: pd.DataFrame, *, tolerance: float) -> pd.DataFrame:
             return HOLDS
         if row["far_high"] <= tolerance and row["near_high"] <= tolerance:
             return EVERYWHERE
+        if row["far_high"] <= tolerance and row["delta_low"] > 0:
+            return GRADED
         return OPEN
 
     return table.assign(verdict=[judged(row) for _, row in table.iterrows()])

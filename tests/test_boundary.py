@@ -448,7 +448,8 @@ def test_shares_out_of_range_are_refused(near: float, far: float) -> None:
         (0.8, 0.5, 0.0, boundary.NOWHERE),
         (0.8, 0.5, -0.9, boundary.NOWHERE),
         (0.8, 0.1, 0.9, boundary.OPEN),
-        (0.1, 0.05, 0.9, boundary.OPEN),
+        (0.1, 0.05, 0.9, boundary.GRADED),
+        (0.1, 0.05, 0.0, boundary.OPEN),
     ],
 )
 def test_each_verdict_is_reached(near: float, far: float, delta: float, expected: str) -> None:
