@@ -572,12 +572,15 @@ def measures_against_beta(
     return figure
 
 
-def trade_off(summary: pd.DataFrame, *, labels: Mapping[tuple[str, str], str], narrow: bool = False) -> Figure:
+def trade_off(
+    summary: pd.DataFrame, *, labels: Mapping[tuple[str, str], str], least: float = 0.0, narrow: bool = False
+) -> Figure:
     """Draw measures of structure against the clean accuracy, one panel each, one point per network setting.
 
     Args:
         summary: as for :func:`measures_against_beta`, with the measure "accuracy".
         labels: (measure, relation) → label of its axis, in the order of the panels.
+        least: accuracy below which a setting is not drawn.
         narrow: panels below each other.
     """
     keys = ["form", "K", "beta"]
@@ -586,13 +589,14 @@ def trade_off(summary: pd.DataFrame, *, labels: Mapping[tuple[str, str], str], n
     for axes, ((measure, relation), label) in zip(grid.flat, labels.items(), strict=False):
         panel = summary[(summary["measure"] == measure) & (summary["relation"] == relation)]
         panel = panel.join(accuracy.add_prefix("accuracy_"), on=keys)
+        panel = panel[panel["accuracy_mean"] >= least]
         plain: dict[str, object] = {"color": INK, "marker": "o", "markerfacecolor": PAPER, "linestyle": ""}
         series = {beta_name(0): (panel[panel["beta"] == 0], plain)}
         series |= {
             name: (line, style)
             for (name, line), style in zip(_series(panel).items(), _series_styles(), strict=False)
         }
-        for name, (line, style) in series.items():
+        for number, (name, (line, style)) in enumerate(series.items()):
             sideways, upwards = (
                 np.abs(line[[f"{prefix}low", f"{prefix}high"]].to_numpy().T - line[f"{prefix}mean"].to_numpy())
                 for prefix in ("accuracy_", "")
@@ -600,16 +604,20 @@ def trade_off(summary: pd.DataFrame, *, labels: Mapping[tuple[str, str], str], n
             axes.errorbar(
                 line["accuracy_mean"], line["mean"], upwards, sideways, elinewidth=1, label=name, **style
             )
+            # Names of one series on one side of its points and those of the next on the other.
+            side = "right" if number % 2 else "left"
             for beta, *place in line.loc[line["beta"] > 0, ["beta", "accuracy_mean", "mean"]].to_numpy():
                 axes.annotate(
                     short_number(beta),
                     place,
-                    xytext=(4, 4),
+                    xytext=(-5 if side == "right" else 5, 2),
+                    ha=side,
                     fontsize=7.5,
                     textcoords="offset points",
                     color=MUTED,
                 )
         axes.set(xlabel="accuracy without attack", ylabel=label)
+        axes.margins(x=0.15)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
     handles, names = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=2 if narrow else len(names), fontsize=9)

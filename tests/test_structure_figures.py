@@ -217,6 +217,10 @@ def test_trade_off_puts_each_setting_at_its_accuracy(narrow: bool) -> None:
         np.testing.assert_allclose(points, np.column_stack([accuracy, value]))
         assert axes.get_ylabel() == label
         assert [text.get_text() for text in axes.texts] == ["0.1", "1", "10⁴"]
+    with style.house_style():
+        figure = plots.trade_off(table, labels=LABELS, least=float(np.sort(accuracy)[-2]), narrow=narrow)
+    drawn_points = np.concatenate([bars.lines[0].get_xydata() for bars in figure.axes[0].containers])
+    np.testing.assert_allclose(np.sort(drawn_points[:, 0]), np.sort(accuracy)[-2:])
 
 
 @pytest.mark.parametrize("narrow", [False, True])
