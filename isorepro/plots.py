@@ -604,8 +604,8 @@ def trade_off(
             axes.errorbar(
                 line["accuracy_mean"], line["mean"], upwards, sideways, elinewidth=1, label=name, **style
             )
-            # Names of one series on one side of its points and those of the next on the other.
-            side = "right" if number % 2 else "left"
+            # The weights of the first form to the right of its points, those of the others to the left.
+            side = "left" if number == 1 else "right"
             for beta, *place in line.loc[line["beta"] > 0, ["beta", "accuracy_mean", "mean"]].to_numpy():
                 axes.annotate(
                     short_number(beta),

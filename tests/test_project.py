@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from isorepro import cli, paths, profiles
 
@@ -47,6 +49,15 @@ def test_lock_names_an_exact_version_inside_the_range_of_every_dependency() -> N
     for text in itertools.chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
         requirement = Requirement(text)
         assert locked[re.sub(r"[-_.]+", "-", requirement.name).lower()] in requirement.specifier
+
+
+def test_locked_versions_install_on_every_python_that_the_project_allows() -> None:
+    least = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    locked = {line.partition("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().split()}
+    for found in distributions():
+        if found.metadata["Name"].lower() in locked:
+            wanted = found.metadata.get("Requires-Python") or ""
+            assert SpecifierSet(wanted).contains(least), f"{found.metadata['Name']} {found.version} needs {wanted}"
 
 
 def test_readme_and_makefile_name_the_same_commands_and_profiles() -> None:
