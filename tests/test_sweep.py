@@ -144,7 +144,7 @@ def test_a_damaged_table_is_said_and_measured_again(cache: Path, capsys: pytest.
         ("attacks.py", "gradient.sign()", "gradient", False, True),
         ("losses.py", "# ", "# another word ", False, False),
         ("attacks.py", "Fast gradient sign method", "The fast gradient sign method", False, False),
-        ("plots.py", "WIDE, NARROW = 8.2", "WIDE, NARROW = 9.9", False, False),
+        ("style.py", "WIDE, NARROW = 8.2", "WIDE, NARROW = 9.9", False, False),
         ("errors.py", "allowed are", "allowed:", False, False),
         ("results.py", "Download", "Get", False, False),
     ],
