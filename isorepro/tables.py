@@ -101,14 +101,13 @@ MEASURES = {
     "spearman": "Spearman correlation",
     "pearson": "Pearson correlation",
     "scale": "best scale",
-    "cka": "linear CKA with the inputs",
-    "dimension": "dimension (participation ratio)",
+    "cka": "linear CKA",
     "jacobian_error": "Jacobian error",
     "local_distortion": "local distortion",
-    "gromov_wasserstein": "Gromov-Wasserstein distance",
-    "data_loops": "lasting loops in the data",
+    "gromov_wasserstein": "Gromov-Wasserstein",
+    "data_loops": "loops in the data",
     "loops": "lasting loops",
-    "loop_persistence": "persistence of the longest loop",
+    "loop_persistence": "longest loop lasts",
 }
 """What tables call a measure whose own name does not say it."""
 
@@ -144,8 +143,7 @@ def effect_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFr
     }
     return pd.DataFrame(
         {
-            "set": verdicts["dataset"].map(titles),
-            "network": verdicts["beta"].map(beta_name),
+            "network": verdicts["dataset"].map(titles) + ", " + verdicts["beta"].map(beta_name),
             "measure": verdicts["measure"].map(MEASURES),
             "near": texts["near"],
             "far": texts["far"],

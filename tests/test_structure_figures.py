@@ -242,7 +242,7 @@ def test_measure_table_has_a_row_per_measure_and_a_column_per_network() -> None:
     table = tables.measure_table(structure_summary(), "relation")
     assert list(table.columns)[:3] == ["measure", "relation", CE]
     assert len(table.columns) == 2 + len(SETTINGS)
-    assert table["measure"].tolist() == ["Spearman correlation", "linear CKA with the inputs", "accuracy"]
+    assert table["measure"].tolist() == ["Spearman correlation", "linear CKA", "accuracy"]
     assert table.loc[0, CE] == "0.100 (0.090 to 0.110)"
 
 
@@ -252,7 +252,7 @@ def test_effect_table_says_errors_and_effect() -> None:
            "delta_high": np.nan}  # fmt: skip
     (shown,) = tables.effect_table(pd.DataFrame([row]), {"torus": "Torus"}).to_numpy().tolist()
     assert shown == [
-        "Torus", tables.beta_name(10.0), "local distortion", "2 (1.5 to 25)", "0.05 (−0.04 to 0.06)", "0.9",
+        f"Torus, {tables.beta_name(10.0)}", "local distortion", "2 (1.5 to 25)", "0.05 (−0.04 to 0.06)", "0.9",
     ]  # fmt: skip
 
 
