@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LinearLocator
 from mpl_toolkits.mplot3d import Axes3D
@@ -86,8 +87,7 @@ def robustness_curves(summary: pd.DataFrame, *, chance: float, narrow: bool = Fa
     first.annotate(
         "no classifier beats chance", (0.72, 0.98), color=MUTED, fontsize=8, rotation=90, ha="center", va="top"
     )
-    handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=3 if narrow else len(labels), fontsize=9)
+    _legend(figure, 3 if narrow else None)
     return figure
 
 
@@ -376,8 +376,7 @@ def distance_histograms(distances: pd.DataFrame, *, narrow: bool = False) -> Fig
             line = {key: style[key] for key in ("color", "linestyle") if key in style}
             axes.hist(values, bins, density=True, histtype="step", lw=1.8, label=beta_name(beta), **line)
         axes.set(xlabel="distance between two points of the ring", ylabel="density", xlim=(0, top))
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=9)
+    _legend(figure, None)
     return figure
 
 
@@ -401,8 +400,7 @@ def shepard_diagram(distances: pd.DataFrame, *, narrow: bool = False) -> Figure:
         axes.plot([0, longest], [0, longest], color=INK, lw=1.2, linestyle=(0, (4, 2)), label="equal distances")
         axes.set_title(beta_name(beta))
         axes.set(xlabel="distance of the inputs", ylabel="distance of the representations", xlim=0, ylim=0)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper left", ncols=2 if narrow else 3, fontsize=9)
+    legend = _legend(figure, 2 if narrow else 3)
     for handle in legend.legend_handles[:-1]:
         assert isinstance(handle, PathCollection)
         handle.set(alpha=1, sizes=[30])
@@ -430,8 +428,7 @@ def training_curves(summary: pd.DataFrame, *, labels: Mapping[str, str], narrow:
         axes.set(yscale="log", xlabel="training steps", ylim=_positive_range(panel))
         axes.set_title(label, fontsize=9.5)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
-    handles, names = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=len(names), fontsize=9)
+    _legend(figure, None)
     return figure
 
 
@@ -567,8 +564,7 @@ def measures_against_beta(
         axes.xaxis.set_major_locator(mpl.ticker.LogLocator(numticks=6))
         axes.minorticks_off()
     figure.supxlabel("β, weight of the isometry term", fontsize=10)
-    handles, names = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=2 if narrow else len(names), fontsize=9)
+    _legend(figure, 2 if narrow else None)
     return figure
 
 
@@ -619,8 +615,7 @@ def trade_off(
         axes.set(xlabel="accuracy without attack", ylabel=label)
         axes.margins(x=0.15)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
-    handles, names = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=2 if narrow else len(names), fontsize=9)
+    _legend(figure, 2 if narrow else None)
     return figure
 
 
@@ -706,6 +701,12 @@ def _panels(
     for spare in grid.flat[count:]:
         spare.set_visible(False)
     return figure, grid
+
+
+def _legend(figure: Figure, columns: int | None) -> Legend:
+    """Put the names of the first panel's lines above all panels, in one row or in some columns."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    return figure.legend(handles, names, loc="outside upper left", ncols=columns or len(names), fontsize=9)
 
 
 def _positive_range(panel: pd.DataFrame) -> tuple[float, float]:

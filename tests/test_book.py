@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import itertools
 import json
 import os
 import re
@@ -188,6 +189,10 @@ def test_no_notebook_leaves_a_warning_on_its_page(run: Path) -> None:
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
         assert outputs
         assert not [output for output in outputs if output["output_type"] in ("stream", "error")], path.stem
+        # An output without markup, such as an empty sentence, would show as the name of its class.
+        for output in outputs:
+            markup = [text for kind, text in output["data"].items() if kind in ("text/html", "text/markdown")]
+            assert "".join(itertools.chain.from_iterable(markup)).strip(), path.stem
 
 
 def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site: str) -> None:
