@@ -6,6 +6,7 @@ radii at once, a tensor of shape (E,), and return a leading axis of that length 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -19,6 +20,12 @@ from isorepro.models import Stack
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 """What an attack ascends: (model, images (B, …), labels (B,)) → (scalar, logits (B, classes))."""
+
+PIXELS = (0.0, 1.0)
+"""Bounds of the values of an image."""
+
+UNBOUNDED = (-math.inf, math.inf)
+"""Bounds of inputs that may take any value, such as points in space."""
 
 
 class Attack(Protocol):
@@ -47,7 +54,9 @@ def released_objective(clean: Tensor, *, beta: float, K: float, form: Form) -> O
     """Return the objective of the released attacks: the training loss itself, isometry term included.
 
     That is the mean cross-entropy of the batch plus the isometry term between the attacked images'
-    representations and the distances of the clean batch, which stay fixed.
+    representations and the distances of the clean batch, which stay fixed. With the labels of several levels,
+    (levels, B), the losses of these levels are summed: the release does not zero the gradient of the images
+    between the levels of a hierarchy.
 
     Args:
         clean: the batch before the attack, (B, …).
@@ -61,11 +70,14 @@ def released_objective(clean: Tensor, *, beta: float, K: float, form: Form) -> O
     def objective(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(model, Stack):
             raise InputError(f"the released attacks need a Stack's representation, not {type(model).__name__}")
-        representation, logits = model.levels(images)[-1]
-        loss = functional.cross_entropy(logits, labels)
-        if beta:
-            loss = loss + isometry(representation, distances, labels, beta=beta, K=K, form=form)
-        return loss, logits
+        rows = labels.view(-1, len(images))
+        outputs = model.levels(images)[-len(rows) :]
+        loss = torch.zeros((), device=images.device)
+        for (representation, logits), row in zip(outputs, rows, strict=True):
+            loss = loss + functional.cross_entropy(logits, row)
+            if beta:
+                loss = loss + isometry(representation, distances, row, beta=beta, K=K, form=form)
+        return loss, outputs[-1][1]
 
     return objective
 
@@ -88,25 +100,27 @@ def fgsm(
     *,
     epsilon: float | Tensor,
     objective: Objective = cross_entropy,
+    bounds: tuple[float, float] = PIXELS,
 ) -> Tensor:
     """Fast gradient sign method: one step of length ε along the sign of the gradient (Goodfellow et al. 2015).
 
     Args:
         model: images (B, …) → logits (B, classes).
-        images: (B, …) in [0, 1].
+        images: (B, …) within the bounds.
         labels: (B,), int64.
         epsilon: L∞ radius ≥ 0, or radii of shape (E,).
         objective: what to ascend.
+        bounds: least and largest value that an input can have.
 
     Returns:
-        Adversarial images in [0, 1], shape (B, …), or (E, B, …) for several radii.
+        Adversarial images within the bounds, shape (B, …), or (E, B, …) for several radii.
 
     Raises:
-        InputError: images outside [0, 1] or a negative radius.
+        InputError: images out of bounds or a negative radius.
     """
-    radii = _checked_radii(epsilon, images)
+    radii = _checked_radii(epsilon, images, bounds)
     gradient, _ = input_gradient(objective, model, images, labels)
-    return (images + radii * gradient.sign()).clamp(0, 1)
+    return (images + radii * gradient.sign()).clamp(*bounds)
 
 
 def released_fgsm(
@@ -118,6 +132,7 @@ def released_fgsm(
     beta: float,
     K: float,
     form: Form,
+    bounds: tuple[float, float] = PIXELS,
 ) -> Tensor:
     """FGSM as the released code runs it: it ascends cross-entropy + β · isometry of the batch it is given.
 
@@ -125,7 +140,7 @@ def released_fgsm(
     :func:`released_objective`.
     """
     objective = released_objective(images, beta=beta, K=K, form=form)
-    return fgsm(model, images, labels, epsilon=epsilon, objective=objective)
+    return fgsm(model, images, labels, epsilon=epsilon, objective=objective, bounds=bounds)
 
 
 def released_pgd(
@@ -174,6 +189,8 @@ def pgd(
     seed: int = 0,
     objective: Objective = cross_entropy,
     batch_size: int = 500,
+    stop_when_fooled: bool = True,
+    bounds: tuple[float, float] = PIXELS,
 ) -> Tensor:
     """Projected gradient ascent by signs (Madry et al. 2018), each gradient taken at the moved point.
 
@@ -192,14 +209,17 @@ def pgd(
         seed: seed of the starts.
         objective: what to ascend; a sum over examples.
         batch_size: images per gradient; changes the cost and, but for rounding, not the result.
+        stop_when_fooled: whether an image that fools the network stays; else each path goes on to its end (of
+            one start: with restarts the images that the last iterate fools stay all the same).
+        bounds: least and largest value that an input can have.
 
     Returns:
-        Adversarial images in [0, 1] and within ε of ``images``, same shape.
+        Adversarial images within the bounds and within ε of ``images``, same shape.
 
     Raises:
-        InputError: images outside [0, 1], or a radius, step or count out of range.
+        InputError: images out of bounds, or a radius, step or count out of range.
     """
-    _checked_radii(epsilon, images)
+    _checked_radii(epsilon, images, bounds)
     if steps < 1 or restarts < 1:
         raise InputError(f"pgd: steps and restarts must be at least 1, not {steps} and {restarts}")
     if step_size is not None and step_size <= 0:
@@ -210,7 +230,7 @@ def pgd(
     standing = torch.arange(len(images), device=images.device)
     for _ in range(restarts):
         # Only images still standing are carried along, packed, so that a step touches nothing else.
-        lower, upper = (images[standing] - epsilon).clamp_(0, 1), (images[standing] + epsilon).clamp_(0, 1)
+        lower, upper = ((images[standing] + way * epsilon).clamp_(*bounds) for way in (-1, 1))
         point, label = images[standing], labels[standing]
         if random_start:
             offset = torch.empty(images.shape).uniform_(-epsilon, epsilon, generator=generator).to(images)
@@ -220,7 +240,7 @@ def pgd(
             found = [input_gradient(objective, model, *batch) for batch in batches]
             gradient = torch.cat([gradient for gradient, _ in found])
             correct = torch.cat([logits for _, logits in found]).argmax(1) == label
-            if not correct.all():
+            if stop_when_fooled and not correct.all():
                 result[standing[~correct]] = point[~correct]
                 packed = (t[correct] for t in (standing, point, label, lower, upper, gradient))
                 standing, point, label, lower, upper, gradient = packed
@@ -254,7 +274,8 @@ def accuracy_curve(
         attack: called on batches of ``batch_size`` with all radii at once.
         model: images (B, …) → logits (B, classes).
         images: (N, …) in [0, 1].
-        labels: (N,), int64.
+        labels: (N,), int64; or those of all levels of a :class:`isorepro.models.Stack`, (levels, N), for an attack
+            on them all. The prediction is compared with the finest.
         epsilons: E radii in any order.
         batch_size: images of a batch; the released attacks depend on it and take 100.
 
@@ -263,10 +284,11 @@ def accuracy_curve(
     """
     radii = torch.tensor(epsilons, dtype=images.dtype, device=images.device)
     columns = []
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    for x, y in zip(images.split(batch_size), labels.split(batch_size, dim=-1), strict=True):
         attacked = attack(model, x, y, epsilon=radii)
-        rows = correct_predictions(model, attacked.flatten(0, 1), y.repeat(len(radii)))
-        columns.append(rows.view(len(radii), len(y)))
+        finest = y.view(-1, len(x))[-1]
+        rows = correct_predictions(model, attacked.flatten(0, 1), finest.repeat(len(radii)))
+        columns.append(rows.view(len(radii), len(x)))
     return torch.cat(columns, dim=1)
 
 
@@ -313,11 +335,11 @@ def nested_accuracy_curve(
     return curve
 
 
-def _checked_radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
+def _checked_radii(epsilon: float | Tensor, images: Tensor, bounds: tuple[float, float] = PIXELS) -> Tensor:
     """Return the radii shaped to broadcast over the images: () or (E, 1, …)."""
-    if len(images) and not (float(images.min()) >= 0 and float(images.max()) <= 1):
+    if len(images) and not (float(images.min()) >= bounds[0] and float(images.max()) <= bounds[1]):
         low, high = float(images.min()), float(images.max())
-        raise InputError(f"images: values must lie in [0, 1], not in [{low:g}, {high:g}]")
+        raise InputError(f"images: values must lie in [{bounds[0]:g}, {bounds[1]:g}], not in [{low:g}, {high:g}]")
     radii = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
     if not bool((radii >= 0).all()):
         raise InputError(f"epsilon: must be at least 0, not {float(radii.min()):g}")

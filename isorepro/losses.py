@@ -1,9 +1,11 @@
 """The paper's isometry term, in the two forms its code has had."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 Form = Literal["raw", "normalised"]
 
@@ -47,11 +49,60 @@ def isometry(
         A scalar ≥ 0.
     """
     same_class = labels[:, None] == labels[None, :]
-    d_h = pairwise_distances(representation) * same_class
-    d_x = input_distances * same_class
+    d_h = pairwise_distances(_scaled(representation, K, form)) * same_class
+    return _term(d_h, input_distances * same_class, len(labels), beta, K, form)
+
+
+def _scaled(representation: Tensor, K: float, form: Form) -> Tensor:
+    # K times the points is cheaper than K times all their distances.
+    return K * representation if form == "raw" else representation
+
+
+def _term(d_h: Tensor, d_x: Tensor, size: int, beta: float, K: float, form: Form) -> Tensor:
+    """Return the term from E·D_h (K·E·D_h in the raw form) and E·D_x, which may lack zeros of size² entries."""
     if form == "raw":
-        return beta * (K * d_h - d_x).square().mean()
+        return beta / size**2 * mse_loss(d_h, d_x, reduction="sum")
     tiny = torch.finfo(d_h.dtype).tiny
     d_h = d_h / (K * d_h.max().clamp_min(tiny))
     d_x = d_x / d_x.max().clamp_min(tiny)
-    return beta * (d_h - d_x).square().mean().square()
+    return beta * (mse_loss(d_h, d_x, reduction="sum") / size**2).square()
+
+
+@dataclass(frozen=True)
+class ClassBlocks:
+    """The pairs of one class in a set of points that every step sees whole, ready for the isometry term.
+
+    Equal to :func:`isometry`, but only the blocks of one class are computed, and those of the inputs once.
+
+    Attributes:
+        members: (classes, n), int64: the points of each class; shorter classes are filled up with point 0.
+        same_class: (classes, n, n): 1 for pairs of points that are there, 0 for fillers; None without fillers.
+        distances: (classes, n, n): distances between the inputs, 0 for fillers.
+        size: number of points.
+    """
+
+    members: Tensor
+    same_class: Tensor | None
+    distances: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, inputs: Tensor, labels: Tensor) -> "ClassBlocks":
+        """Return the blocks of a set of inputs (N, …) with labels (N,), int64."""
+        classes = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+        members = torch.nn.utils.rnn.pad_sequence(classes, batch_first=True)
+        counts = torch.tensor([len(found) for found in classes], device=labels.device)
+        there = torch.arange(members.shape[1], device=labels.device) < counts[:, None]
+        same_class = None if there.all() else (there[:, :, None] & there[:, None, :]).to(inputs.dtype)
+        return cls(members, same_class, cls._within(inputs, members, same_class), len(labels))
+
+    @staticmethod
+    def _within(points: Tensor, members: Tensor, same_class: Tensor | None) -> Tensor:
+        blocks = points.flatten(1)[members]
+        distances = torch.cdist(blocks, blocks)
+        return distances if same_class is None else distances * same_class
+
+    def isometry(self, representation: Tensor, *, beta: float, K: float = 1.0, form: Form = "raw") -> Tensor:
+        """Return the penalty for the representation (N, …) of all points; arguments as of :func:`isometry`."""
+        d_h = self._within(_scaled(representation, K, form), self.members, self.same_class)
+        return _term(d_h, self.distances, self.size, beta, K, form)

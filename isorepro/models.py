@@ -1,12 +1,21 @@
 """The paper's network: a stack of locally isometric blocks, one per level of a label hierarchy."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from isorepro.errors import InputError
+
+Gradients = Literal["own block", "all earlier blocks", "shifted by a layer"]
+"""What a level's loss trains; :meth:`Stack.trained_by`."""
+
+Readout = Literal["in order", "reversed"]
+"""Where the levels are read; :class:`Stack`."""
+
 
 class Stack(nn.Module):
-    """Fully connected tanh blocks, coarse level first, each read out by a linear head of its own.
+    """Fully connected tanh blocks, coarse level first, each read out by a linear head.
 
     An input layer (in_features → width, tanh) leads into the first block; every block has ``depth``
     orthogonally initialised hidden layers of ``width`` tanh units (the paper's network). With one level this
@@ -17,19 +26,40 @@ class Stack(nn.Module):
         classes: number of classes at each level, coarse to fine; ``(10,)`` for flat MNIST.
         width: units of a hidden layer.
         depth: hidden layers of a block.
+        shared_head: one head for all levels, as in the released code; a coarse level then has outputs that no
+            label names.
+        readout: "in order": level ℓ is read after its block. "reversed": the coarsest level is read after all
+            blocks but the last and each finer one a block earlier, the finest right after the input layer
+            (released code of September 2022); no level reads the last block.
     """
 
-    def __init__(self, in_features: int, classes: Sequence[int], *, width: int = 100, depth: int = 4) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        classes: Sequence[int],
+        *,
+        width: int = 100,
+        depth: int = 4,
+        shared_head: bool = False,
+        readout: Readout = "in order",
+    ) -> None:
         super().__init__()
-        self.architecture = {
+        self.architecture: dict[str, Any] = {
             "in_features": in_features,
             "classes": list(classes),
             "width": width,
             "depth": depth,
+            "shared_head": shared_head,
+            "readout": readout,
         }
         self.input_layer = nn.Sequential(nn.Flatten(), nn.Linear(in_features, width), nn.Tanh())
         self.blocks = nn.ModuleList(self._block(width, depth) for _ in classes)
-        self.heads = nn.ModuleList(nn.Linear(width, count) for count in classes)
+        if shared_head:
+            self.heads = nn.ModuleList([nn.Linear(width, max(classes))] * len(classes))
+        else:
+            self.heads = nn.ModuleList(nn.Linear(width, count) for count in classes)
+        # Number of blocks before each level's head.
+        self.reads = tuple(range(1, len(classes) + 1) if readout == "in order" else range(len(classes))[::-1])
 
     @staticmethod
     def _block(width: int, depth: int) -> nn.Sequential:
@@ -40,20 +70,12 @@ class Stack(nn.Module):
             layers += [linear, nn.Tanh()]
         return nn.Sequential(*layers)
 
-    def levels(self, inputs: Tensor, *, cut: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """Return (representation, logits) of every level, coarse to fine: shapes (B, width), (B, classes).
-
-        With ``cut`` the gradient of a level stops at the start of its block, so that a level's loss trains
-        its own block and head only (the paper's restricted back-propagation).
-        """
-        outputs = []
-        hidden = self.input_layer(inputs)
-        for block, head in zip(self.blocks, self.heads, strict=True):
-            hidden = block(hidden)
-            outputs.append((hidden, head(hidden)))
-            if cut:
-                hidden = hidden.detach()
-        return outputs
+    def levels(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return (representation, logits) of every level, coarse to fine: shapes (B, width), (B, classes)."""
+        hidden = [self.input_layer(inputs)]
+        for block in self.blocks[: max(self.reads)]:
+            hidden.append(block(hidden[-1]))
+        return [(hidden[read], head(hidden[read])) for read, head in zip(self.reads, self.heads, strict=True)]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits of the finest level: (B, …) → (B, classes)."""
@@ -62,3 +84,55 @@ class Stack(nn.Module):
     def representation(self, inputs: Tensor) -> Tensor:
         """Return the representation of the finest level, where the isometry term acts: (B, …) → (B, width)."""
         return self.levels(inputs)[-1][0]
+
+    def activations(self, inputs: Tensor) -> list[Tensor]:
+        """Return the output of the input layer and of each hidden layer of all blocks, each (B, width)."""
+        found = [self.input_layer(inputs)]
+        for layer in (layer for block in self.blocks for layer in block.children()):
+            after = layer(found[-1])
+            if isinstance(layer, nn.Tanh):
+                found[-1] = after
+            else:
+                found.append(after)
+        return found
+
+    def trained_by(self, level: int, gradients: Gradients) -> list[nn.Parameter]:
+        """Return the parameters that the loss of a level trains.
+
+        Args:
+            level: from 0, the coarsest.
+            gradients: "own block": the head and the layers between this level's readout and the next shallower
+                one, the input layer with the shallowest (the paper's restricted back-propagation). "all earlier
+                blocks": everything before the readout (released code of September 2022). "shifted by a layer":
+                the input layer, and the own block without its first layer (from May 2023 on).
+        """
+        read = self.reads[level]
+        above = max((other for other in self.reads if other < read), default=0)
+        shallowest = read == min(self.reads)
+        modules: list[nn.Module] = [self.heads[level]]
+        if gradients == "own block":
+            modules += [*self.blocks[above:read], *[self.input_layer] * shallowest]
+        elif gradients == "all earlier blocks":
+            modules += [*self.blocks[:read], self.input_layer]
+        else:
+            layers = [layer for block in self.blocks[above:read] for layer in block.children()]
+            modules += [*layers[1:], self.input_layer]
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def up_to(self, level: int) -> "Stack":
+        """Return the network that classifies at one level, of the same parameters.
+
+        Args:
+            level: from 0, the coarsest; the finest gives the whole stack, read at the same places.
+
+        Raises:
+            InputError: there is no such level.
+        """
+        if not 0 <= level < len(self.reads):
+            raise InputError(f"level: must be from 0 to {len(self.reads) - 1}, not {level}")
+        part = Stack.__new__(Stack)
+        nn.Module.__init__(part)
+        part.architecture = self.architecture | {"classes": self.architecture["classes"][: level + 1]}
+        part.input_layer, part.blocks, part.heads = self.input_layer, self.blocks, self.heads[: level + 1]
+        part.reads = self.reads[: level + 1]
+        return part.train(self.training)

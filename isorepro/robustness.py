@@ -6,7 +6,7 @@ from functools import partial
 import pandas as pd
 import torch
 
-from isorepro import attacks, data, stats
+from isorepro import attacks, data, hierarchy, stats
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, resolve_device
 
@@ -25,7 +25,8 @@ def curves(
 
     "as released": FGSM and the one-gradient PGD ascend the training loss, isometry term included, in batches
     of 100. "corrected": FGSM and PGD ascend the cross-entropy alone; for PGD an image fooled in a smaller ball
-    counts as fooled in the larger ones.
+    counts as fooled in the larger ones. A level of a stack is attacked by itself, as released on the sum of its
+    training loss and those of the coarser levels.
 
     Args:
         trained: the network.
@@ -34,31 +35,33 @@ def curves(
         test_size: size of the stratified test subset; None takes all.
 
     Returns:
-        One row per protocol, attack and radius: protocol, attack, epsilon, accuracy in [0, 1], and images (how
-        many). The clean accuracy is a row of each protocol at ε = 0.
+        One row per level (1 for a flat network), protocol, attack and radius: level, protocol, attack, epsilon,
+        accuracy in [0, 1], and images (how many). The clean accuracy is a row of each protocol at ε = 0.
     """
     device = resolve_device(trained.config.device)
     dataset = data.load(trained.config.dataset, test_size=test_size).to(device)
-    model, images, labels = trained.model.to(device), dataset.test_inputs, dataset.test_labels
-    config = trained.config
+    stack, images, config = trained.model.to(device), dataset.test_inputs, trained.config
+    labels = hierarchy.level_labels(config.hierarchy, dataset.test_labels, len(dataset.classes))
     released_fgsm, released_pgd = (
         partial(attack, beta=config.beta, K=config.K, form=config.form)
         for attack in (attacks.released_fgsm, attacks.released_pgd)
     )
     pgd = partial(attacks.pgd, steps=pgd_steps)
-    target = model, images, labels, epsilons
-    correct = {
-        (RELEASED, FGSM): attacks.accuracy_curve(released_fgsm, *target),
-        (RELEASED, ONE_GRADIENT_PGD): attacks.accuracy_curve(released_pgd, *target),
-        (CORRECTED, FGSM): attacks.accuracy_curve(attacks.fgsm, *target),
-        (CORRECTED, PGD): attacks.nested_accuracy_curve(pgd, *target),
-    }
-    clean = float(attacks.correct_predictions(model, images, labels).double().mean())
-    rows = [(protocol, CLEAN, 0.0, clean) for protocol in (RELEASED, CORRECTED)]
-    for (protocol, attack), table in correct.items():
-        accuracies = table.double().mean(1).tolist()
-        rows += [(protocol, attack, *pair) for pair in zip(epsilons, accuracies, strict=True)]
-    columns = ["protocol", "attack", "epsilon", "accuracy"]
+    rows: list[tuple[int, str, str, float, float]] = []
+    for level, own in enumerate(labels, start=1):
+        model, so_far = stack.up_to(level - 1), labels[:level]
+        correct = {
+            (RELEASED, FGSM): attacks.accuracy_curve(released_fgsm, model, images, so_far, epsilons),
+            (RELEASED, ONE_GRADIENT_PGD): attacks.accuracy_curve(released_pgd, model, images, so_far, epsilons),
+            (CORRECTED, FGSM): attacks.accuracy_curve(attacks.fgsm, model, images, own, epsilons),
+            (CORRECTED, PGD): attacks.nested_accuracy_curve(pgd, model, images, own, epsilons),
+        }
+        clean = float(attacks.correct_predictions(model, images, own).double().mean())
+        rows += [(level, protocol, CLEAN, 0.0, clean) for protocol in (RELEASED, CORRECTED)]
+        for (protocol, attack), table in correct.items():
+            accuracies = table.double().mean(1).tolist()
+            rows += [(level, protocol, attack, *pair) for pair in zip(epsilons, accuracies, strict=True)]
+    columns = ["level", "protocol", "attack", "epsilon", "accuracy"]
     return pd.DataFrame(rows, columns=columns).assign(images=len(images))
 
 

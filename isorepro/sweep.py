@@ -24,7 +24,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from isorepro import data, paths
+from isorepro import data, hierarchy, paths
 from isorepro.errors import InputError, unknown
 from isorepro.models import Stack
 from isorepro.progress import say, track
@@ -54,7 +54,7 @@ def grid(base: TrainingConfig, **values: Sequence[Any]) -> list[TrainingConfig]:
     for name in values:
         if name not in TrainingConfig.model_fields:
             raise unknown("field of TrainingConfig", name, TrainingConfig.model_fields)
-        if len(set(values[name])) < len(values[name]):
+        if len({json.dumps(value) for value in values[name]}) < len(values[name]):
             # A seed counted twice would make an interval look narrower than it is.
             raise InputError(f"{name}: must not hold a value twice, not {list(values[name])}")
     return [
@@ -130,7 +130,9 @@ def histories(models: Sequence[TrainedModel]) -> pd.DataFrame:
 
 
 def _stacked(models: Sequence[TrainedModel], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    configs = pd.DataFrame([model.config.model_dump() for model in models])
+    configs = pd.DataFrame(
+        [model.config.model_dump() | {"hierarchy": hierarchy.to_text(model.config.hierarchy)} for model in models]
+    )
     always = {"form", "K", "beta", "seed"}
     named = configs[[name for name in configs if name in always or configs[name].nunique(dropna=False) > 1]]
     stacked = pd.concat(tables, keys=range(len(tables)), names=["model", None])

@@ -1,22 +1,28 @@
 """One seeded training loop for every network of the book."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from isorepro import data
+from isorepro import data, hierarchy
 from isorepro.errors import Config, InputError
-from isorepro.losses import Form, isometry, pairwise_distances
-from isorepro.models import Stack
+from isorepro.hierarchy import Hierarchy
+from isorepro.losses import ClassBlocks, Form, isometry, pairwise_distances
+from isorepro.models import Gradients, Readout, Stack
 
 Size = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 class TrainingConfig(Config):
@@ -28,7 +34,15 @@ class TrainingConfig(Config):
         form: form of the isometry term (:func:`isorepro.losses.isometry`).
         beta: weight of the term, ≥ 0; 0 is plain cross-entropy.
         K: factor on the representation distances, > 0.
-        width, depth: units of a hidden layer, hidden layers after the input layer.
+        hierarchy: levels of groups of classes above the classes (:mod:`isorepro.hierarchy`), one block of the
+            stack each; empty for the flat network.
+        nested: whether every level must refine the one above.
+        gradients: what a level's loss trains (:meth:`isorepro.models.Stack.trained_by`).
+        shared_head, readout: of the stack (:class:`isorepro.models.Stack`).
+        adam: "kept" keeps Adam's moments over the training and steps on all levels at once; "anew" starts Adam
+            anew for each batch and level, so that each step is learning_rate · sign(gradient) (released code of
+            September 2022).
+        width, depth: units of a hidden layer, hidden layers of a block.
         epochs, batch_size, learning_rate: of Adam; the paper takes 5, 100 and 1e-3 on MNIST. A batch size
             from the size of the set on is full-batch training, one step an epoch.
         log_every: epochs from one row of the history to the next; the last epoch always has one.
@@ -41,6 +55,12 @@ class TrainingConfig(Config):
     form: Form = "raw"
     beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     K: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    hierarchy: Annotated[Hierarchy, BeforeValidator(_as_tuples)] = ()
+    nested: bool = True
+    gradients: Gradients = "own block"
+    shared_head: bool = False
+    readout: Readout = "in order"
+    adam: Literal["kept", "anew"] = "kept"
     width: Size = 100
     depth: Size = 4
     epochs: Size = 5
@@ -49,6 +69,10 @@ class TrainingConfig(Config):
     log_every: Size = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Device = "auto"
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        hierarchy.checked(self.hierarchy, nested=self.nested)
 
     def identity(self) -> dict[str, object]:
         """Return the fields that decide the result, so that equal networks are trained once.
@@ -74,11 +98,11 @@ class TrainedModel:
     Attributes:
         config: its configuration.
         model: the network, on the CPU, in evaluation mode.
-        history: one row per logged epoch: epoch (1 …), cross_entropy and isometry (means over the epoch, in nats
-            and in β-weighted units), train_accuracy (running, in [0, 1]), test_accuracy (in [0, 1]); and, on
-            up to a thousand training examples after the epoch, distance_error (the raw isometry term with
-            β = 1 and the config's representation_scale for K) and lipschitz_ratio (max D_h / max D_x, as in the
-            paper's figure).
+        history: one row per logged epoch and level: epoch (1 …), level (1 … coarse to fine), cross_entropy and
+            isometry (means over the epoch, in nats and in β-weighted units), train_accuracy (running, in [0, 1]),
+            test_accuracy (in [0, 1]); and, on up to a thousand training examples after the epoch,
+            distance_error (the raw isometry term with β = 1 and the config's representation_scale for K) and
+            lipschitz_ratio (max D_h / max D_x, as in the paper's figure).
         seconds: wall time of the training.
     """
 
@@ -108,79 +132,124 @@ def build(config: TrainingConfig, inputs: Tensor, classes: int) -> Stack:
         config: the configuration.
         inputs: examples, (N, …), of which only the shape is used.
         classes: number of classes.
+
+    Raises:
+        InputError: the config's hierarchy is one of other classes.
     """
+    levels = hierarchy.checked(config.hierarchy, classes, nested=config.nested)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return Stack(inputs[0].numel(), (classes,), width=config.width, depth=config.depth)
+        return Stack(
+            inputs[0].numel(),
+            hierarchy.sizes(levels, classes),
+            width=config.width,
+            depth=config.depth,
+            shared_head=config.shared_head,
+            readout=config.readout,
+        )
 
 
 def train(config: TrainingConfig) -> TrainedModel:
-    """Train the network of a config by Adam on cross-entropy + isometry (the paper's loss).
+    """Train the network of a config by Adam on cross-entropy + isometry of every level (the paper's loss).
 
-    Distances are those of one mini-batch at a time: memory does not grow with the square of the set.
+    Distances are those of one mini-batch at a time: memory does not grow with the square of the set. In full-batch
+    training those of the inputs are computed once.
 
     Raises:
-        InputError: unknown dataset or impossible size or device.
+        InputError: unknown dataset, impossible size or device, or a hierarchy of other classes.
         DataError: the dataset's files are missing or damaged.
         FloatingPointError: the loss became NaN or infinite.
     """
     device = resolve_device(config.device)
     dataset = data.load(config.dataset, train_size=config.train_size, seed=config.seed).to(device)
-    inputs, labels = dataset.train_inputs, dataset.train_labels
-    model = build(config, inputs, len(dataset.classes)).to(device)
+    inputs, classes = dataset.train_inputs, len(dataset.classes)
+    model = build(config, inputs, classes).to(device)
+    labels, test_labels = (
+        hierarchy.level_labels(config.hierarchy, known, classes)
+        for known in (dataset.train_labels, dataset.test_labels)
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     shuffle = torch.Generator().manual_seed(config.seed)
+    full_batch = config.batch_size >= len(inputs)
+    blocks = [ClassBlocks.of(inputs, row) for row in labels] if full_batch and config.beta else None
     # About a thousand examples, spread over the set, which may be sorted.
     stride = -(-len(inputs) // 1000)
     history = []
     started = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
-        for batch in torch.randperm(len(inputs), generator=shuffle).to(device).split(config.batch_size):
-            sums += len(batch) * step(model, optimizer, inputs[batch], labels[batch], config)
-        entropy, penalty, accuracy = (sums / len(inputs)).tolist()
-        if not torch.isfinite(sums).all():
-            raise FloatingPointError(f"the loss became {entropy + penalty} in epoch {epoch} of {config!r}")
+        sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=device)
+        if full_batch:
+            sums += len(inputs) * step(model, optimizer, inputs, labels, config, blocks)
+        else:
+            for batch in torch.randperm(len(inputs), generator=shuffle).to(device).split(config.batch_size):
+                sums += len(batch) * step(model, optimizer, inputs[batch], labels[:, batch], config)
+        means = sums / len(inputs)
+        if not torch.isfinite(means).all():
+            loss = means[:, :2].sum().item()
+            raise FloatingPointError(f"the loss became {loss} in epoch {epoch} of {config!r}")
         if epoch % config.log_every == 0 or epoch == config.epochs:
-            history.append(
-                {
-                    "epoch": epoch,
-                    "cross_entropy": entropy,
-                    "isometry": penalty,
-                    "train_accuracy": accuracy,
-                    "test_accuracy": clean_accuracy(model, dataset.test_inputs, dataset.test_labels),
-                    **distance_history(model, inputs[::stride], labels[::stride], K=config.representation_scale),
-                }
-            )
+            for level in range(len(labels)):
+                entropy, penalty, accuracy = means[level].tolist()
+                part, rows = model.up_to(level), labels[level, ::stride]
+                history.append(
+                    {
+                        "epoch": epoch,
+                        "level": level + 1,
+                        "cross_entropy": entropy,
+                        "isometry": penalty,
+                        "train_accuracy": accuracy,
+                        "test_accuracy": clean_accuracy(part, dataset.test_inputs, test_labels[level]),
+                        **distance_history(part, inputs[::stride], rows, K=config.representation_scale),
+                    }
+                )
     seconds = time.perf_counter() - started
     return TrainedModel(config, model.cpu().eval(), pd.DataFrame(history), seconds)
 
 
 def step(
-    model: Stack, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, config: TrainingConfig
+    model: Stack,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    blocks: Sequence[ClassBlocks] | None = None,
 ) -> Tensor:
-    """Take one optimizer step on one batch: inputs (B, …), labels (B,).
+    """Take one optimizer step on one batch (with ``adam="anew"`` one for each level, coarse to fine).
+
+    Args:
+        model: the stack.
+        optimizer: of its parameters.
+        inputs: (B, …).
+        labels: of every level, (levels, B).
+        config: what decides the loss and what it trains.
+        blocks: of every level, where they are known; else the batch's distances are computed.
 
     Returns:
-        The batch's cross-entropy, isometry term and accuracy, shape (3,), detached.
+        The batch's cross-entropy, isometry term and accuracy at every level, shape (levels, 3), detached.
     """
-    ((representation, logits),) = model.levels(inputs, cut=True)
-    entropy = cross_entropy(logits, labels)
-    penalty = torch.zeros_like(entropy)
-    if config.beta:
-        penalty = isometry(
-            representation,
-            pairwise_distances(inputs),
-            labels,
-            beta=config.beta,
-            K=config.K,
-            form=config.form,
-        )
-    optimizer.zero_grad(set_to_none=True)
-    (entropy + penalty).backward()
-    optimizer.step()
-    accuracy = (logits.argmax(1) == labels).float().mean()
-    return torch.stack([entropy, penalty, accuracy]).detach()
+    distances = pairwise_distances(inputs) if config.beta and not blocks else None
+    everything = range(len(labels))
+    measured = []
+    for together in [everything] if config.adam == "kept" else [[level] for level in everything]:
+        if config.adam == "anew":
+            optimizer.state.clear()
+        optimizer.zero_grad(set_to_none=True)
+        outputs = model.levels(inputs)
+        for level in together:
+            representation, logits = outputs[level]
+            entropy = cross_entropy(logits, labels[level])
+            penalty = torch.zeros_like(entropy)
+            weights: dict[str, Any] = {"beta": config.beta, "K": config.K, "form": config.form}
+            if blocks:
+                penalty = blocks[level].isometry(representation, **weights)
+            elif distances is not None:
+                penalty = isometry(representation, distances, labels[level], **weights)
+            trained = model.trained_by(level, config.gradients)
+            (entropy + penalty).backward(inputs=trained, retain_graph=level != together[-1])
+            accuracy = (logits.argmax(1) == labels[level]).float().mean()
+            measured.append(torch.stack([entropy, penalty, accuracy]).detach())
+        optimizer.step()
+    return torch.stack(measured)
 
 
 @torch.no_grad()

@@ -26,9 +26,10 @@ def test_forward_equals_the_layers_written_out() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_levels_loss_reaches_its_own_block_and_head_only_when_cut(level: int) -> None:
+def test_a_levels_loss_reaches_its_own_block_and_head_only(level: int) -> None:
     model = Stack(6, (2, 4, 8), width=5, depth=2)
-    model.levels(torch.rand(3, 6), cut=True)[level][1].square().sum().backward()
+    loss = model.levels(torch.rand(3, 6))[level][1].square().sum()
+    loss.backward(inputs=model.trained_by(level, "own block"))
     reached = {name.rsplit(".", 2)[0] for name, w in model.named_parameters() if w.grad is not None}
     own = {f"blocks.{level}", "heads"} | ({"input_layer"} if level == 0 else set())
     assert reached == own

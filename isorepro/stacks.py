@@ -1,0 +1,351 @@
+"""What stacked blocks do with a hierarchy of labels, level by level (claim C3), as tidy tables."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from isorepro import attacks, data, geometry, hierarchy, stats
+from isorepro.data import Dataset
+from isorepro.errors import InputError
+from isorepro.hierarchy import Nested
+from isorepro.robustness import CLEAN, CORRECTED, FGSM, PGD, RELEASED
+from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy, resolve_device
+
+GIVEN, LEARNT, RANDOM = "given", "learnt", "random"
+"""The tree of the notebook, the one clustered from the data, and shuffles of the given one."""
+
+STACK, FLAT = "stack", "flat"
+
+
+def _held_out(trained: TrainedModel, tree: Nested | None, test_size: int | None) -> tuple[Dataset, Tensor]:
+    """Return the dataset of a network's seed and the test labels at every level, (levels, N)."""
+    config = trained.config
+    dataset = data.load(config.dataset, test_size=test_size, seed=config.seed)
+    levels = config.hierarchy if tree is None else tree
+    return dataset, hierarchy.level_labels(levels, dataset.test_labels, len(dataset.classes))
+
+
+def _preservation(
+    config: TrainingConfig, inputs: Tensor, representation: Tensor, labels: Tensor, pair_cap: int
+) -> dict[str, tuple[float, float]]:
+    return geometry.distance_preservation(
+        inputs,
+        representation,
+        labels,
+        "within",
+        K=config.representation_scale,
+        cap=pair_cap,
+        seed=config.seed,
+    )
+
+
+@torch.no_grad()
+def measures(trained: TrainedModel, *, test_size: int | None = None, pair_cap: int = 100_000) -> pd.DataFrame:
+    """Measure, at every level of a stack, how well held-out points are told apart and how they are kept.
+
+    Args:
+        trained: the network; a flat one has one level.
+        test_size: size of the stratified test subset; None takes all.
+        pair_cap: most pairs of points of one group.
+
+    Returns:
+        One row per level (from 1, coarse to fine) and measure: level, measure, value, and error (standard error
+        of drawing pairs instead of taking all): the accuracy of the level's own head, and within its groups the
+        measures of :func:`isorepro.geometry.distance_preservation` between the inputs and the level's
+        representation (stress with the config's representation_scale).
+    """
+    dataset, labels = _held_out(trained, None, test_size)
+    rows: list[tuple[int, str, float, float]] = []
+    for level, own in enumerate(labels, start=1):
+        part = trained.model.up_to(level - 1)
+        representation = torch.cat([part.representation(x) for x in dataset.test_inputs.split(1000)])
+        found = _preservation(trained.config, dataset.test_inputs, representation, own, pair_cap)
+        rows += [(level, name, *value) for name, value in found.items()]
+        rows.append((level, "accuracy", clean_accuracy(part, dataset.test_inputs, own), 0.0))
+    return pd.DataFrame(rows, columns=["level", "measure", "value", "error"])
+
+
+@torch.no_grad()
+def readouts(
+    trained: TrainedModel,
+    *,
+    tree: Nested,
+    every: int,
+    test_size: int | None = None,
+    pair_cap: int = 100_000,
+) -> pd.DataFrame:
+    """Read every level of a hierarchy at several depths of a network, whatever it was trained for.
+
+    Args:
+        trained: the network, stacked or flat.
+        tree: the hierarchy whose levels are read.
+        every: hidden layers from one depth to the next.
+        test_size, pair_cap: as for :func:`measures`.
+
+    Returns:
+        One row per depth (hidden layers passed), level (from 1) and measure: depth, level, measure and value:
+        probe_accuracy (held-out accuracy of a logistic regression, fitted by scikit-learn to the standardised
+        training representations with little regularisation, C = 100), spearman, stress and scaled_stress (within
+        the level's groups).
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    config = trained.config
+    dataset, labels = _held_out(trained, tree, test_size)
+    train_set = data.load(config.dataset, train_size=config.train_size, seed=config.seed)
+    train_labels = hierarchy.level_labels(tree, train_set.train_labels, len(dataset.classes))
+    held_out, trained_on = (trained.model.activations(x) for x in (dataset.test_inputs, train_set.train_inputs))
+    rows: list[tuple[int, int, str, float]] = []
+    for depth in range(every, len(held_out), every):
+        for level, (own, known) in enumerate(zip(labels, train_labels, strict=True), start=1):
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=100.0, max_iter=1000, tol=1e-3))
+            probe.fit(trained_on[depth].double().numpy(), known.numpy())
+            accuracy = float(probe.score(held_out[depth].double().numpy(), own.numpy()))
+            found = _preservation(config, dataset.test_inputs, held_out[depth], own, pair_cap)
+            values = {"probe_accuracy": accuracy, **{name: value for name, (value, _) in found.items()}}
+            kept = ("probe_accuracy", "spearman", "stress", "scaled_stress")
+            rows += [(depth, level, name, values[name]) for name in kept]
+    return pd.DataFrame(rows, columns=["depth", "level", "measure", "value"])
+
+
+@torch.no_grad()
+def level_spaces(trained: TrainedModel, *, test_size: int | None = None) -> pd.DataFrame:
+    """Return held-out points at every level of a stack, in the first three principal axes of its representation.
+
+    Args:
+        trained: the network, of a dataset whose coordinates are known.
+        test_size: size of the stratified test subset; None takes all.
+
+    Returns:
+        One row per level (from 1; level 0 is the inputs once more for each level, in ``of``) and point: level, of
+        (the level whose labels the row has), x, y, z (times the config's representation_scale), piece (the
+        point's group at that level, from 1), angle and angle_2 (its coordinates, in radians).
+
+    Raises:
+        InputError: the dataset has no two coordinates.
+    """
+    dataset, labels = _held_out(trained, None, test_size)
+    angles = _angles(dataset)
+    clouds = [(0, of, dataset.test_inputs) for of in range(1, len(labels) + 1)]
+    clouds += [
+        (level, level, trained.config.representation_scale * representation)
+        for level, (representation, _) in enumerate(trained.model.levels(dataset.test_inputs), start=1)
+    ]
+    tables = []
+    for level, of, points in clouds:
+        coordinates, _ = geometry.principal_coordinates(points, 3)
+        table = pd.DataFrame(coordinates.numpy(), columns=["x", "y", "z"])
+        piece = (labels[of - 1] + 1).tolist()
+        tables.append(table.assign(level=level, of=of, piece=piece, angle=angles[:, 0], angle_2=angles[:, 1]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _angles(dataset: Dataset) -> np.ndarray:
+    coordinates = dataset.test_coordinates
+    if coordinates is None or coordinates.shape[1] != 2:
+        raise InputError(f"dataset '{dataset.name}' is not a surface with two known coordinates")
+    angles: np.ndarray = coordinates.double().numpy()
+    return angles
+
+
+@torch.no_grad()
+def distance_matrices(trained: TrainedModel, *, points: int) -> pd.DataFrame:
+    """Return the distances between held-out points in order along the surface, before and after each level.
+
+    Args:
+        trained: the network, of a dataset with two known coordinates.
+        points: number of points, evenly spaced in the order of 40 steps of the first angle and, within a step, of
+            the second.
+
+    Returns:
+        One row per level (0 for the inputs, from 1 for the levels) and pair: level, row, column, distance (times
+        the config's representation_scale).
+
+    Raises:
+        InputError: more points than there are, or no coordinates.
+    """
+    dataset, _ = _held_out(trained, None, None)
+    angles = _angles(dataset)
+    if not 2 <= points <= len(angles):
+        raise InputError(f"points: must be from 2 to {len(angles)}, not {points}")
+    steps = np.floor(angles[:, 0] / (2 * np.pi) * 40)
+    order = np.lexsort((angles[:, 1], steps))[np.linspace(0, len(angles) - 1, points).round().astype(int)]
+    inputs = dataset.test_inputs[torch.tensor(order)]
+    clouds = [inputs]
+    clouds += [trained.config.representation_scale * mapped for mapped, _ in trained.model.levels(inputs)]
+    row, column = np.divmod(np.arange(points**2), points)
+    tables = []
+    for level, cloud in enumerate(clouds):
+        flat = cloud.flatten(1).double()
+        distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").flatten().numpy()
+        tables.append(pd.DataFrame({"level": level, "row": row, "column": column, "distance": distance}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def phase(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 20) -> pd.DataFrame:
+    """Measure accuracy and robustness of the finest level of a stack on held-out points of space, without bounds.
+
+    Args:
+        trained: the network, of a dataset of points that may take any value.
+        epsilon: L∞ radius.
+        pgd_steps: steps of PGD.
+
+    Returns:
+        One row per protocol and attack: protocol, attack and value (accuracy): without attack, FGSM as released
+        (on the sum of all levels' training losses, in batches of 100) and PGD on the finest cross-entropy.
+    """
+    config = trained.config
+    dataset, labels = _held_out(trained, None, None)
+    model, inputs, finest = trained.model.cpu(), dataset.test_inputs, labels[-1]
+    released = partial(
+        attacks.released_fgsm, beta=config.beta, K=config.K, form=config.form, bounds=attacks.UNBOUNDED
+    )
+    pgd = partial(attacks.pgd, steps=pgd_steps, bounds=attacks.UNBOUNDED)
+    correct = {
+        (CORRECTED, CLEAN): attacks.correct_predictions(model, inputs, finest),
+        (RELEASED, FGSM): attacks.accuracy_curve(released, model, inputs, labels, [epsilon]),
+        (CORRECTED, PGD): attacks.nested_accuracy_curve(pgd, model, inputs, finest, [epsilon]),
+    }
+    rows = [(*names, float(found.double().mean())) for names, found in correct.items()]
+    return pd.DataFrame(rows, columns=["protocol", "attack", "value"])
+
+
+def trees(given: Nested, *, dataset: str, seeds: Sequence[int], shuffles: int) -> pd.DataFrame:
+    """Return the hierarchies to compare: the given one, the learnt one, and random ones, new for each seed.
+
+    Args:
+        given: a hierarchy of the dataset's classes.
+        dataset: its name; the class means that are clustered are those of its training inputs.
+        seeds: seeds of the networks.
+        shuffles: random trees for each seed.
+
+    Returns:
+        One row per tree and seed: tree (:data:`GIVEN`, :data:`LEARNT`, :data:`RANDOM`), seed and hierarchy (text).
+
+    Raises:
+        InputError: a hierarchy that is no tree of the classes.
+    """
+    whole = data.load(dataset)
+    classes = len(whole.classes)
+    given = hierarchy.checked(given, classes)
+    means = torch.stack([whole.train_inputs[whole.train_labels == label].mean(0) for label in range(classes)])
+    learnt = hierarchy.learnt(means, [len(level) for level in given])
+    rows = []
+    for seed in seeds:
+        rows += [(GIVEN, seed, given), (LEARNT, seed, learnt)]
+        rows += [(RANDOM, seed, hierarchy.shuffled(given, (seed, number))) for number in range(shuffles)]
+    table = pd.DataFrame(rows, columns=["tree", "seed", "hierarchy"])
+    return table.assign(hierarchy=table["hierarchy"].map(hierarchy.to_text))
+
+
+def stacked_configs(base: TrainingConfig, table: pd.DataFrame, betas: Sequence[float]) -> list[TrainingConfig]:
+    """Return the config of a stack for each β and each row of :func:`trees`."""
+    return [
+        TrainingConfig(**base.model_dump() | {"hierarchy": hierarchy.from_text(text), "seed": seed, "beta": beta})
+        for beta in betas
+        for seed, text in table[["seed", "hierarchy"]].drop_duplicates().itertuples(index=False, name=None)
+    ]
+
+
+def confusions(
+    trained: TrainedModel, *, epsilons: Sequence[float], pgd_steps: int = 20, test_size: int | None = None
+) -> pd.DataFrame:
+    """Count which class is taken for which at the finest level, without attack and under attacks on that level.
+
+    As released: FGSM on the training loss of all levels together, in batches of 100. Corrected: PGD on the finest
+    cross-entropy, every path to its end, so that the error is the attack's choice and not the first one met.
+
+    Args:
+        trained: the network.
+        epsilons: L∞ radii on pixels in [0, 1].
+        pgd_steps: steps of PGD.
+        test_size: size of the stratified test subset; None takes all.
+
+    Returns:
+        One row per protocol, attack, radius and pair that occurs: protocol, attack, epsilon, label, predicted
+        (class numbers) and images; without attack at ε = 0 for both protocols.
+    """
+    config, device = trained.config, resolve_device(trained.config.device)
+    dataset = data.load(config.dataset, test_size=test_size).to(device)
+    model, images, classes = trained.model.to(device), dataset.test_inputs, len(dataset.classes)
+    labels = hierarchy.level_labels(config.hierarchy, dataset.test_labels, classes)
+    released = partial(attacks.released_fgsm, beta=config.beta, K=config.K, form=config.form)
+    counted: dict[tuple[str, str, float], Tensor] = {}
+
+    def count(key: tuple[str, str, float], attacked: Tensor, label: Tensor) -> None:
+        with torch.no_grad():
+            pairs = label * classes + model(attacked).argmax(1)
+        counted[key] = counted.get(key, 0) + pairs.bincount(minlength=classes**2)
+
+    batches = zip(images.split(100), labels.split(100, dim=1), strict=True)
+    radii = torch.tensor(epsilons, dtype=images.dtype, device=device)
+    for x, y in batches:
+        for protocol in (RELEASED, CORRECTED):
+            count((protocol, CLEAN, 0.0), x, y[-1])
+        for epsilon, attacked in zip(epsilons, released(model, x, y, epsilon=radii), strict=True):
+            count((RELEASED, FGSM, epsilon), attacked, y[-1])
+    for epsilon in epsilons:
+        attacked = attacks.pgd(model, images, labels[-1], epsilon=epsilon, steps=pgd_steps, stop_when_fooled=False)
+        count((CORRECTED, PGD, epsilon), attacked, labels[-1])
+    rows = [
+        (*key, pair // classes, pair % classes, int(counts[pair]))
+        for key, counts in counted.items()
+        for pair in counts.nonzero().squeeze(1).tolist()
+    ]
+    return pd.DataFrame(rows, columns=["protocol", "attack", "epsilon", "label", "predicted", "images"])
+
+
+def on_trees(table: pd.DataFrame, compared: pd.DataFrame, *, classes: int) -> pd.DataFrame:
+    """Measure errors along trees: those of each stack on its own tree, those of the flat networks on every tree.
+
+    Args:
+        table: rows of :func:`confusions` with the networks' ``hierarchy``, ``beta`` and ``seed``.
+        compared: rows of :func:`trees`.
+        classes: number of classes.
+
+    Returns:
+        One row per tree, network (:data:`STACK` or :data:`FLAT`), beta, seed, protocol, attack, epsilon and
+        measure, with its value, averaged over the shuffles of one seed: error (share of errors, in [0, 1]),
+        all_distance (mean tree distance between prediction and label, in edges), error_distance (of the errors
+        alone; NaN without errors), uniform_distance (what it would be if the wrong class were drawn uniformly
+        from the others) and relative_distance (the ratio of the two).
+    """
+    rows = []
+    networks = ["hierarchy", "beta", "seed"]
+    for (own, beta, seed), group in table.groupby(networks, sort=False):
+        for kind, text in compared.loc[compared["seed"] == seed, ["tree", "hierarchy"]].itertuples(
+            index=False, name=None
+        ):
+            if own not in ("", text):
+                continue
+            distances = hierarchy.tree_distances(hierarchy.from_text(text), classes)
+            uniform = distances.sum(1) / (classes - 1)
+            found = group.assign(
+                distance=distances[group["label"], group["predicted"]] * group["images"],
+                wrong=group["images"].where(group["label"] != group["predicted"], 0),
+            )
+            found = found.assign(uniform=uniform[found["label"]] * found["wrong"])
+            sums = found.groupby(["protocol", "attack", "epsilon"], sort=False)[
+                ["images", "wrong", "distance", "uniform"]
+            ].sum()
+            network = STACK if own else FLAT
+            rows.append(sums.reset_index().assign(tree=kind, network=network, beta=beta, seed=seed))
+    summed = pd.concat(rows, ignore_index=True)
+    measured = {
+        "error": summed["wrong"] / summed["images"],
+        "all_distance": summed["distance"] / summed["images"],
+        "error_distance": summed["distance"] / summed["wrong"].where(summed["wrong"] > 0),
+        "uniform_distance": summed["uniform"] / summed["wrong"].where(summed["wrong"] > 0),
+    }
+    measured["relative_distance"] = measured["error_distance"] / measured["uniform_distance"]
+    keys = ["tree", "network", "beta", "seed", "protocol", "attack", "epsilon"]
+    wide = summed[keys].assign(**measured)
+    tidy = wide.melt(keys, var_name="measure")
+    averaged: pd.DataFrame = tidy.groupby([*keys, "measure"], sort=False)["value"].mean().reset_index()
+    return averaged
