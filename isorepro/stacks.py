@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from isorepro import attacks, data, geometry, hierarchy, stats
+from isorepro import attacks, data, geometry, hierarchy
 from isorepro.data import Dataset
 from isorepro.errors import InputError
 from isorepro.hierarchy import Nested
@@ -317,8 +317,8 @@ def on_trees(table: pd.DataFrame, compared: pd.DataFrame, *, classes: int) -> pd
         from the others) and relative_distance (the ratio of the two).
     """
     rows = []
-    networks = ["hierarchy", "beta", "seed"]
-    for (own, beta, seed), group in table.groupby(networks, sort=False):
+    for network, group in table.groupby(["hierarchy", "beta", "seed"], sort=False):
+        own, beta, seed = str(network[0]), float(network[1]), int(network[2])
         for kind, text in compared.loc[compared["seed"] == seed, ["tree", "hierarchy"]].itertuples(
             index=False, name=None
         ):
@@ -334,8 +334,8 @@ def on_trees(table: pd.DataFrame, compared: pd.DataFrame, *, classes: int) -> pd
             sums = found.groupby(["protocol", "attack", "epsilon"], sort=False)[
                 ["images", "wrong", "distance", "uniform"]
             ].sum()
-            network = STACK if own else FLAT
-            rows.append(sums.reset_index().assign(tree=kind, network=network, beta=beta, seed=seed))
+            named = sums.reset_index().assign(tree=kind, network=STACK if own else FLAT, beta=beta, seed=seed)
+            rows.append(named)
     summed = pd.concat(rows, ignore_index=True)
     measured = {
         "error": summed["wrong"] / summed["images"],
