@@ -61,8 +61,8 @@ def checked(levels: Nested, classes: int | None = None, *, nested: bool = True) 
             for c in group:
                 if parent[c] != parent[group[0]]:
                     raise InputError(
-                        f"hierarchy: level {number + 1} joins classes {group[0]} and {c}, which level {number} parts; it "
-                        "must refine that level, or nested be False"
+                        f"hierarchy: level {number + 1} joins classes {group[0]} and {c}, which level {number} "
+                        "parts; it must refine that level, or nested be False"
                     )
     return tuple(tree)
 

@@ -317,8 +317,9 @@ def on_trees(table: pd.DataFrame, compared: pd.DataFrame, *, classes: int) -> pd
         from the others) and relative_distance (the ratio of the two).
     """
     rows = []
-    for network, group in table.groupby(["hierarchy", "beta", "seed"], sort=False):
-        own, beta, seed = str(network[0]), float(network[1]), int(network[2])
+    networks = ["hierarchy", "beta", "seed"]
+    for own, beta, seed in table[networks].drop_duplicates().itertuples(index=False, name=None):
+        group = table[(table[networks] == (own, beta, seed)).all(axis=1)]
         for kind, text in compared.loc[compared["seed"] == seed, ["tree", "hierarchy"]].itertuples(
             index=False, name=None
         ):
