@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,13 @@ GIVEN, LEARNT, RANDOM = "given", "learnt", "random"
 """The tree of the notebook, the one clustered from the data, and shuffles of the given one."""
 
 STACK, FLAT = "stack", "flat"
+
+TRAINING, HELD_OUT, INNER = "training points", "held-out points", "held-out, away from cuts"
+"""On which points a stack is measured: as the release does, on new ones, and on new ones whose nearest training
+points are all of their own group."""
+
+PAIRS = (((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)), ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9)))
+"""The released levels of MNIST above the digits; the pair 4, 5 has two parents."""
 
 
 def _held_out(trained: TrainedModel, tree: Nested | None, test_size: int | None) -> tuple[Dataset, Tensor]:
@@ -44,29 +52,53 @@ def _preservation(
 
 
 @torch.no_grad()
-def measures(trained: TrainedModel, *, test_size: int | None = None, pair_cap: int = 100_000) -> pd.DataFrame:
-    """Measure, at every level of a stack, how well held-out points are told apart and how they are kept.
+def measures(
+    trained: TrainedModel, *, test_size: int | None = None, pair_cap: int = 100_000, nearest: int = 0
+) -> pd.DataFrame:
+    """Measure, at every level of a stack, how well points are told apart and how their groups are kept.
 
     Args:
         trained: the network; a flat one has one level.
-        test_size: size of the stratified test subset; None takes all.
-        pair_cap: most pairs of points of one group.
+        test_size: size of the stratified test subset, and of the training subset; None takes all.
+        pair_cap: most pairs of points within the groups of a level.
+        nearest: training points around a held-out point that must be of its group for it to lie away from cuts;
+            0 leaves these measures out.
 
     Returns:
-        One row per level (from 1, coarse to fine) and measure: level, measure, value, and error (standard error
-        of drawing pairs instead of taking all): the accuracy of the level's own head, and within its groups the
-        measures of :func:`isorepro.geometry.distance_preservation` between the inputs and the level's
-        representation (stress with the config's representation_scale).
+        One row per points (:data:`TRAINING`, :data:`HELD_OUT`, :data:`INNER`), level (from 1, coarse to fine) and
+        measure, with its value: the accuracy of the level's own head, within its groups the measures of
+        :func:`isorepro.geometry.distance_preservation` between the inputs and the level's representation (stress
+        with the config's representation_scale), and points_share (share of all points that were used).
     """
-    dataset, labels = _held_out(trained, None, test_size)
-    rows: list[tuple[int, str, float, float]] = []
-    for level, own in enumerate(labels, start=1):
-        part = trained.model.up_to(level - 1)
-        representation = torch.cat([part.representation(x) for x in dataset.test_inputs.split(1000)])
-        found = _preservation(trained.config, dataset.test_inputs, representation, own, pair_cap)
-        rows += [(level, name, *value) for name, value in found.items()]
-        rows.append((level, "accuracy", clean_accuracy(part, dataset.test_inputs, own), 0.0))
-    return pd.DataFrame(rows, columns=["level", "measure", "value", "error"])
+    config = trained.config
+    whole, labels = _held_out(trained, None, test_size)
+    known = data.load(config.dataset, train_size=config.train_size, seed=config.seed)
+    known_labels = hierarchy.level_labels(config.hierarchy, known.train_labels, len(known.classes))
+    # As many training points as held-out ones, if there are that many.
+    size = test_size if test_size and test_size < len(known.train_labels) - len(known.classes) else None
+    part = data.stratified_indices(known.train_labels, size, seed=config.seed)
+    neighbours = None
+    if nearest:
+        distances = torch.cdist(whole.test_inputs.flatten(1), known.train_inputs.flatten(1))
+        neighbours = distances.topk(nearest, largest=False).indices
+    rows: list[tuple[str, int, str, float]] = []
+    for level in range(len(labels)):
+        clouds = {
+            TRAINING: (known.train_inputs[part], known_labels[level, part], 1.0),
+            HELD_OUT: (whole.test_inputs, labels[level], 1.0),
+        }
+        if neighbours is not None:
+            inner = (known_labels[level][neighbours] == labels[level, :, None]).all(1)
+            share = float(inner.double().mean())
+            clouds[INNER] = (whole.test_inputs[inner], labels[level, inner], share)
+        model = trained.model.up_to(level)
+        for kind, (inputs, own, share) in clouds.items():
+            representation = torch.cat([model.representation(x) for x in inputs.split(1000)])
+            found = _preservation(config, inputs, representation, own, pair_cap)
+            values = {name: value for name, (value, _) in found.items()}
+            values |= {"accuracy": clean_accuracy(model, inputs, own), "points_share": share}
+            rows += [(kind, level + 1, name, value) for name, value in values.items()]
+    return pd.DataFrame(rows, columns=["points", "level", "measure", "value"])
 
 
 @torch.no_grad()
@@ -87,7 +119,7 @@ def readouts(
         test_size, pair_cap: as for :func:`measures`.
 
     Returns:
-        One row per depth (hidden layers passed), level (from 1) and measure: depth, level, measure and value:
+        One row per depth, level (from 1) and measure: layers (hidden layers passed), level, measure and value:
         probe_accuracy (held-out accuracy of a logistic regression, fitted by scikit-learn to the standardised
         training representations with little regularisation, C = 100), spearman, stress and scaled_stress (within
         the level's groups).
@@ -102,16 +134,16 @@ def readouts(
     train_labels = hierarchy.level_labels(tree, train_set.train_labels, len(dataset.classes))
     held_out, trained_on = (trained.model.activations(x) for x in (dataset.test_inputs, train_set.train_inputs))
     rows: list[tuple[int, int, str, float]] = []
-    for depth in range(every, len(held_out), every):
+    for layers in range(every, len(held_out), every):
         for level, (own, known) in enumerate(zip(labels, train_labels, strict=True), start=1):
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=100.0, max_iter=1000, tol=1e-3))
-            probe.fit(trained_on[depth].double().numpy(), known.numpy())
-            accuracy = float(probe.score(held_out[depth].double().numpy(), own.numpy()))
-            found = _preservation(config, dataset.test_inputs, held_out[depth], own, pair_cap)
+            probe.fit(trained_on[layers].double().numpy(), known.numpy())
+            accuracy = float(probe.score(held_out[layers].double().numpy(), own.numpy()))
+            found = _preservation(config, dataset.test_inputs, held_out[layers], own, pair_cap)
             values = {"probe_accuracy": accuracy, **{name: value for name, (value, _) in found.items()}}
             kept = ("probe_accuracy", "spearman", "stress", "scaled_stress")
-            rows += [(depth, level, name, values[name]) for name in kept]
-    return pd.DataFrame(rows, columns=["depth", "level", "measure", "value"])
+            rows += [(layers, level, name, values[name]) for name in kept]
+    return pd.DataFrame(rows, columns=["layers", "level", "measure", "value"])
 
 
 @torch.no_grad()
@@ -165,12 +197,13 @@ def distance_matrices(trained: TrainedModel, *, points: int) -> pd.DataFrame:
 
     Returns:
         One row per level (0 for the inputs, from 1 for the levels) and pair: level, row, column, distance (times
-        the config's representation_scale).
+        the config's representation_scale), piece (group of the row's point at that level, of the inputs at the
+        finest, from 1).
 
     Raises:
         InputError: more points than there are, or no coordinates.
     """
-    dataset, _ = _held_out(trained, None, None)
+    dataset, labels = _held_out(trained, None, None)
     angles = _angles(dataset)
     if not 2 <= points <= len(angles):
         raise InputError(f"points: must be from 2 to {len(angles)}, not {points}")
@@ -184,7 +217,9 @@ def distance_matrices(trained: TrainedModel, *, points: int) -> pd.DataFrame:
     for level, cloud in enumerate(clouds):
         flat = cloud.flatten(1).double()
         distance = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").flatten().numpy()
-        tables.append(pd.DataFrame({"level": level, "row": row, "column": column, "distance": distance}))
+        piece = labels[level - 1, torch.tensor(order)[row]] + 1
+        columns = {"level": level, "row": row, "column": column, "distance": distance, "piece": piece.numpy()}
+        tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -214,6 +249,37 @@ def phase(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 20) -> pd.D
     }
     rows = [(*names, float(found.double().mean())) for names, found in correct.items()]
     return pd.DataFrame(rows, columns=["protocol", "attack", "value"])
+
+
+def cut_verdicts(
+    table: pd.DataFrame, *, least_accuracy: float, kept_spearman: float, kept_stress: float
+) -> pd.DataFrame:
+    """Judge whether each kind of stack cuts the data at every level while the groups stay isometric (claim C3).
+
+    Args:
+        table: rows of :func:`measures` with the networks' columns.
+        least_accuracy: least mean accuracy of a level that is cut.
+        kept_spearman, kept_stress: least mean Spearman correlation and largest mean stress, within groups, of a
+            level that is kept.
+
+    Returns:
+        One row per points and β: points, beta, levels, cut and kept (how many levels from the coarsest on are
+        cut, and cut and kept) and verdict, in words.
+    """
+    means = table.groupby(["points", "beta", "level", "measure"], sort=False)["value"].mean().unstack("measure")
+    rows = []
+    for (points, beta), levels in means.groupby(level=["points", "beta"], sort=False):
+        cut = levels["accuracy"] >= least_accuracy
+        kept = cut & (levels["spearman"] >= kept_spearman) & (levels["stress"] <= kept_stress)
+        count, cuts, keeps = len(levels), int(cut.cumprod().sum()), int(kept.cumprod().sum())
+        if keeps == count:
+            verdict = f"holds at all {count} levels"
+        elif keeps:
+            verdict = f"holds down to level {keeps} of {count}"
+        else:
+            verdict = "does not hold"
+        rows.append((points, beta, count, cuts, keeps, verdict))
+    return pd.DataFrame(rows, columns=["points", "beta", "levels", "cut", "kept", "verdict"])
 
 
 def trees(given: Nested, *, dataset: str, seeds: Sequence[int], shuffles: int) -> pd.DataFrame:
@@ -251,6 +317,105 @@ def stacked_configs(base: TrainingConfig, table: pd.DataFrame, betas: Sequence[f
         for beta in betas
         for seed, text in table[["seed", "hierarchy"]].drop_duplicates().itertuples(index=False, name=None)
     ]
+
+
+def variants(base: TrainingConfig, *, beta_2022: float) -> dict[str, TrainingConfig]:
+    """Return configs that differ from ``base`` as the released code does, each in one thing, and all together.
+
+    Args:
+        base: the config of a stack on MNIST.
+        beta_2022: β of the normalised form, with K = 0.1, for the code of September 2022.
+
+    Returns:
+        Name of the variant → config.
+    """
+    pairs = {"hierarchy": PAIRS, "nested": False}
+    changes: dict[str, dict[str, object]] = {
+        "as in this book": {},
+        "one head for all levels": {"shared_head": True},
+        "a level trains all earlier blocks": {"gradients": "all earlier blocks"},
+        "a level's first layer is frozen, the input layer never": {"gradients": "shifted by a layer"},
+        "levels read in reverse": {"readout": "reversed"},
+        "Adam anew for each batch and level": {"adam": "anew"},
+        "pairs of digits, which do not nest": pairs,
+        "all of September 2022": {
+            "shared_head": True,
+            "gradients": "all earlier blocks",
+            "readout": "reversed",
+            "adam": "anew",
+            "form": "normalised",
+            "K": 0.1,
+            "beta": beta_2022,
+            **pairs,
+        },
+        "all of May 2023": {"shared_head": True, "gradients": "shifted by a layer", **pairs},
+    }
+    return {name: TrainingConfig(**base.model_dump() | change) for name, change in changes.items()}
+
+
+def named_variants(table: pd.DataFrame, configs: dict[str, TrainingConfig]) -> pd.DataFrame:
+    """Return measurements of :func:`variants` with the column ``variant``.
+
+    Args:
+        table: rows with the networks' columns, of networks with the configs' fields and any seed.
+        configs: the variants.
+
+    Raises:
+        InputError: rows of a network that is none of the variants.
+    """
+    fields = ["form", "K", "beta", "hierarchy", "gradients", "shared_head", "readout", "adam"]
+    names = {}
+    for name, config in configs.items():
+        values = config.model_dump() | {"hierarchy": hierarchy.to_text(config.hierarchy)}
+        names[tuple(values[field] for field in fields)] = name
+    keys = list(table[fields].itertuples(index=False, name=None))
+    strange = [key for key in keys if key not in names]
+    if strange:
+        raise InputError(f"variants: {strange[0]} is none of {', '.join(configs)}")
+    return table.assign(variant=[names[key] for key in keys])
+
+
+def gradient_sums(trained: TrainedModel, *, epsilon: float, test_size: int | None = None) -> pd.DataFrame:
+    """Compare the released attack, whose gradient adds up over the levels, with one of each level by itself.
+
+    Both are FGSM on the training loss, in batches of 100.
+
+    Args:
+        trained: the stack.
+        epsilon: L∞ radius on pixels in [0, 1].
+        test_size: size of the stratified test subset; None takes all.
+
+    Returns:
+        One row per level and measure: level, measure and value: clean, summed and single (accuracy without attack
+        and under the two) and agreement (share of the pixels to which both give a sign where the signs agree).
+    """
+    config = trained.config
+    dataset, labels = _held_out(trained, None, test_size)
+    images = dataset.test_inputs
+    loss: dict[str, Any] = {"beta": config.beta, "K": config.K, "form": config.form}
+    attack = partial(attacks.released_fgsm, **loss)
+    rows: list[tuple[int, str, float]] = []
+    for level in range(len(labels)):
+        model, own, so_far = trained.model.up_to(level), labels[level], labels[: level + 1]
+        agree, signed = 0, 0
+        for x, y in zip(images.split(100), so_far.split(100, dim=1), strict=True):
+            objective = attacks.released_objective(x, **loss)
+            summed, single = (attacks.input_gradient(objective, model, x, rows)[0].sign() for rows in (y, y[-1]))
+            both = (summed != 0) & (single != 0)
+            agree, signed = agree + int((summed == single)[both].sum()), signed + int(both.sum())
+        rows += [
+            (level + 1, "clean", clean_accuracy(model, images, own)),
+            (level + 1, "summed", _accuracy(attack, model, images, so_far, epsilon)),
+            (level + 1, "single", _accuracy(attack, model, images, own, epsilon)),
+            (level + 1, "agreement", agree / max(signed, 1)),
+        ]
+    return pd.DataFrame(rows, columns=["level", "measure", "value"])
+
+
+def _accuracy(
+    attack: attacks.OneGradientAttack, model: torch.nn.Module, images: Tensor, labels: Tensor, epsilon: float
+) -> float:
+    return float(attacks.accuracy_curve(attack, model, images, labels, [epsilon]).double().mean())
 
 
 def confusions(
