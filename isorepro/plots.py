@@ -128,7 +128,8 @@ def image_grid(examples: pd.DataFrame, *, attack: str, narrow: bool = False) -> 
 def spaces(points: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False) -> Figure:
     """Draw clouds of points in boxes, one box per space and colouring.
 
-    The three axes of a box have one scale; boxes of different spaces do not share theirs.
+    The three axes of a box have one scale; boxes of different spaces do not share theirs. More than four spaces
+    are drawn in rows of three, in the first colouring alone.
 
     Args:
         points: one row per point: ``space`` (the title of its box; spaces in order of appearance), ``x``, ``y``,
@@ -139,30 +140,46 @@ def spaces(points: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False)
     Raises:
         ValueError: a column has more classes than there are colours, or a number that is not finite.
     """
-    colourings = [_colouring(points, column) for column in colour]
     names = list(points["space"].drop_duplicates())
+    wrapped = len(names) > 4
+    colourings = [_colouring(points, column) for column in (colour[:1] if wrapped else colour)]
     width = NARROW if narrow else WIDE
-    across = len(colourings) if narrow else len(names)
-    cell = width / across
-    keys = [_key_height(one, cell if narrow else width) for one in colourings]
-    head, title = max(keys) if narrow else sum(keys), 0.24
+    # Rows of cells: the colouring and the space of each.
+    if wrapped:
+        cells = [[(colourings[0], name) for name in names[start : start + 3]] for start in range(0, len(names), 3)]
+    elif narrow:
+        cells = [[(one, name) for one in colourings] for name in names]
+    else:
+        cells = [[(one, name) for name in names] for one in colourings]
+    cell = width / len(cells[0])
+    keys = [_key_height(one, cell if narrow and not wrapped else width) for one in colourings]
+    title = 0.24
     box = min(cell, 3.2)
-    height = head + (box + title) * (len(names) if narrow else len(colourings))
+    beside = narrow or wrapped
+    height = (max(keys) if beside else sum(keys)) + (box + title) * len(cells)
     figure = Figure(figsize=(width, height))
     # Boxes touch: a layout engine would leave room for tick labels that there are none of.
     figure.set_layout_engine("none")
-    for row, one in enumerate(colourings):
-        left, right = (row * cell, (row + 1) * cell) if narrow else (0.0, width)
-        top = height if narrow else height - sum(keys[:row]) - row * (box + title)
-        _key(figure, one, left, right, top)
-        for place, name in enumerate(names):
+    top = height
+    if beside:
+        for place, one in enumerate(colourings):
+            _key(figure, one, place * cell, width if wrapped else (place + 1) * cell, top)
+        top -= max(keys)
+    for row, in_row in enumerate(cells):
+        if not beside:
+            _key(figure, colourings[row], 0.0, width, top)
+            top -= keys[row]
+        for place, (one, name) in enumerate(in_row):
             shown = (points["space"] == name).to_numpy()
-            bottom = height - head - (place + 1) * (box + title) if narrow else top - keys[row] - box - title
-            middle = (left + right) / 2 if narrow else (place + 0.5) * cell
+            middle, bottom = (place + 0.5) * cell, top - title - box
             rectangle = ((middle - box / 2) / width, bottom / height, box / width, box / height)
             axes = figure.add_axes(rectangle, projection="3d")
             _box(axes, points[shown], [one.palette[index] for index in one.indices[shown]], size=box)
-            figure.text(middle / width, (bottom + box) / height, name, ha="center", va="bottom", weight="bold")
+            size = 8 if wrapped and narrow else 10
+            figure.text(
+                middle / width, (bottom + box) / height, name, ha="center", va="bottom", weight="bold", size=size
+            )
+        top -= box + title
     return figure
 
 

@@ -158,7 +158,8 @@ def test_spaces_have_boxes_of_equal_sides_and_a_key_for_each_colouring(narrow: b
     assert [named.count(name) for name in ("Data", "CE", "β", "Colour: ring", "Colour: angle")] == [2, 2, 2, 1, 1]
     names = ["Data", "CE", "β"]
     for place, axes in enumerate(boxes):
-        space, colouring = names[place % 3], ("ring", "angle")[place // 3]
+        across, down = (place // 2, place % 2) if narrow else (place % 3, place // 3)
+        space, colouring = names[across], ("ring", "angle")[down]
         sides = [np.ptp(limits) for limits in (axes.get_xlim(), axes.get_ylim(), axes.get_zlim())]
         np.testing.assert_allclose(sides, sides[0])
         (cloud,) = axes.collections
