@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from isorepro import attacks, data, geometry, hierarchy
+from isorepro import attacks, data, geometry, hierarchy, stats
 from isorepro.data import Dataset
 from isorepro.errors import InputError
 from isorepro.hierarchy import Nested
@@ -280,6 +280,56 @@ def cut_verdicts(
             verdict = "does not hold"
         rows.append((points, beta, count, cuts, keeps, verdict))
     return pd.DataFrame(rows, columns=["points", "beta", "levels", "cut", "kept", "verdict"])
+
+
+def key_numbers(table: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, float | str]:
+    """Return the numbers that the pages' prose quotes.
+
+    Args:
+        table: rows of :func:`measures` of stacks with β = 0 and with one β > 0.
+        verdicts: of :func:`cut_verdicts` for them.
+
+    Returns:
+        For ``training``, ``held_out`` and ``inner`` points, as far as they were measured, and for ``ce`` (β = 0)
+        and ``isometric``: ``verdict_<points>_<kind>`` and, for each level, ``<measure>_<points>_<kind>_<level>``
+        (accuracy, spearman, stress; means over seeds).
+
+    Raises:
+        InputError: networks of one kind are missing, or several β > 0.
+    """
+    if set(table["beta"] > 0) != {False, True} or table["beta"].nunique() != 2:
+        raise InputError(f"betas: 0 and one weight above 0 are needed, not {sorted(table['beta'].unique())}")
+    short = {TRAINING: "training", HELD_OUT: "held_out", INNER: "inner"}
+    numbers: dict[str, float | str] = {}
+    for row in verdicts.to_dict("records"):
+        kind = "isometric" if row["beta"] else "ce"
+        numbers[f"verdict_{short[row['points']]}_{kind}"] = row["verdict"]
+    quoted = table[table["measure"].isin(["accuracy", "spearman", "stress"])]
+    keys = ["points", "beta", "level", "measure"]
+    means = quoted.groupby(keys, sort=False)["value"].mean().reset_index()
+    for points, beta, level, measure, value in means.itertuples(index=False, name=None):
+        numbers[f"{measure}_{short[points]}_{'isometric' if beta else 'ce'}_{level}"] = value
+    return numbers
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with the networks' ``hierarchy`` and the column network: :data:`STACK` or :data:`FLAT`."""
+    return table.assign(network=table["hierarchy"].map(lambda text: STACK if text else FLAT))
+
+
+def readout_effects(table: pd.DataFrame, *, every: int) -> pd.DataFrame:
+    """Compare stacks with flat networks of the same seed and β, each level read where the stack trains it.
+
+    Args:
+        table: rows of :func:`readouts` with ``network`` (:func:`named`), ``beta`` and ``seed``.
+        every: hidden layers of a level.
+
+    Returns:
+        Rows of :func:`isorepro.stats.paired_differences` by measure, beta and level: stack − flat.
+    """
+    there = table[table["layers"] == every * table["level"]]
+    by = ["measure", "beta", "level"]
+    return stats.paired_differences(there, "value", by, "network", FLAT).drop(columns="network")
 
 
 def trees(given: Nested, *, dataset: str, seeds: Sequence[int], shuffles: int) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from isorepro.training import TrainedModel, clean_accuracy
 RANGES = {
     "spearman": (-1.0, 1.0),
     "pearson": (-1.0, 1.0),
-    **dict.fromkeys(("accuracy", "trustworthiness", "continuity", "cka"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy", "probe_accuracy", "trustworthiness", "continuity", "cka"), (0.0, 1.0)),
 }
 """Measures with a range other than from 0 up; intervals are clipped to it."""
 

@@ -1,7 +1,7 @@
 """What figures, tables and sentences call things, and the tables that pages show."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -62,6 +62,52 @@ def points(gain: float, low: float, high: float) -> str:
     return f"{100 * gain:+.1f} points ({interval})".replace("-", "−")
 
 
+def change(mean: float, low: float, high: float, *, percent: bool = False) -> str:
+    """Return a difference in words: "higher by …", "lower by …" or "not measurably different (…)".
+
+    Args:
+        mean, low, high: the difference and its 95 % interval; that of a measurable one does not hold 0. Without
+            an interval (NaN ends) the text says so.
+        percent: whether the difference is one of shares, told in points.
+    """
+    if percent:
+        sizes = [f"{100 * value:.1f}" for value in (abs(mean), low, high)]
+        unit = " points"
+    else:
+        sizes, unit = [f"{value:.2f}" for value in (abs(mean), low, high)], ""
+    if np.isnan(low):
+        return (
+            f"{'higher' if mean > 0 else 'lower'} by {sizes[0]}{unit} with a single seed, so without an interval"
+        )
+    ends = f"95 % interval {sizes[1]} to {sizes[2]}".replace("-", "−")
+    if low <= 0 <= high:
+        return f"not measurably different ({ends}{unit})"
+    return f"{'higher' if mean > 0 else 'lower'} by {sizes[0]}{unit} ({ends})"
+
+
+def level_spaces(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the points of :func:`isorepro.stacks.level_spaces`, the inputs once, with the title of their space.
+
+    Args:
+        table: rows with the networks' ``beta`` and ``seed``, one seed.
+
+    Returns:
+        Rows of space ("data" or the network, and the level), piece (as text, in order), the two angles, x, y, z,
+        beta and level.
+    """
+    inputs = table[(table["level"] == 0) & (table["beta"] == table["beta"].min())]
+    levels = table[table["level"] > 0].sort_values(["beta", "level"], kind="stable")
+    points = pd.concat([inputs, levels], ignore_index=True)
+    owner = [beta_name(beta) if level else "Data" for beta, level in points[["beta", "level"]].to_numpy()]
+    points = points.assign(space=[f"{name}, level {of}" for name, of in zip(owner, points["of"], strict=True)])
+    order = dict.fromkeys(points["space"])
+    place = points["space"].map(list(order).index)
+    points = points.assign(place=place).sort_values(["place", "piece"], kind="stable", ignore_index=True)
+    names = {"angle": "angle around the axis", "angle_2": "angle around the tube"}
+    titled: pd.DataFrame = points.drop(columns="place").rename(columns=names)
+    return titled.assign(piece=titled["piece"].astype(str))
+
+
 def interval(mean: float, low: float, high: float, *, digits: int | None = None) -> str:
     """Return a mean and its 95 % interval, of any unit, as text; without the interval for a single seed.
 
@@ -112,20 +158,58 @@ MEASURES = {
 """What tables call a measure whose own name does not say it."""
 
 
-def measure_table(summary: pd.DataFrame, by: str) -> pd.DataFrame:
+def measure_table(summary: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     """Return measures over seeds as a table to read: a row per measure and value of ``by``, a column per network.
 
     Args:
         summary: rows of :func:`isorepro.structure.summary` by ``by``, form, K and beta.
-        by: the column that tells the rows of a measure apart, such as "relation".
+        by: the column or columns that tell the rows of a measure apart, such as "relation".
     """
+    by = [by] if isinstance(by, str) else list(by)
     rows = summary.assign(
         network=network_names(summary),
         text=[interval(*row) for row in summary[["mean", "low", "high"]].to_numpy()],
         measure=summary["measure"].map(lambda measure: MEASURES.get(measure, measure.replace("_", " "))),
     )
-    order = rows[["measure", by]].drop_duplicates()
-    wide = rows.pivot(index=["measure", by], columns="network", values="text")
+    order = rows[["measure", *by]].drop_duplicates()
+    wide = rows.pivot(index=["measure", *by], columns="network", values="text")
+    wide = wide.loc[pd.MultiIndex.from_frame(order), list(rows["network"].drop_duplicates())]
+    return wide.reset_index().rename_axis(columns=None)
+
+
+def levels_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return measures of stacks as a table to read: a row per points, measure and level, a column per network.
+
+    Args:
+        summary: rows of :func:`isorepro.structure.summary` by points, form, K, beta and level.
+    """
+    wanted = ("accuracy", "spearman", "stress", "scaled_stress", "scale")
+    table = measure_table(summary[summary["measure"].isin(wanted)], ["points", "level"])
+    return table[["points", "measure", "level", *table.columns.drop(["points", "measure", "level"])]]
+
+
+def verdict_table(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of :func:`isorepro.stacks.cut_verdicts` as a table to read."""
+    return pd.DataFrame(
+        {
+            "points": verdicts["points"],
+            "network": verdicts["beta"].map(beta_name),
+            "levels cut": [f"{cut} of {levels}" for cut, levels in verdicts[["cut", "levels"]].to_numpy()],
+            "cut and kept": [f"{kept} of {levels}" for kept, levels in verdicts[["kept", "levels"]].to_numpy()],
+            "claim C3": verdicts["verdict"],
+        }
+    )
+
+
+def readout_effect_table(effects: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of :func:`isorepro.stacks.readout_effects` as a table to read: a column per network."""
+    rows = effects.assign(
+        network="stack − flat, " + effects["beta"].map(beta_name),
+        text=[interval(*row) for row in effects[["mean", "low", "high"]].to_numpy()],
+        measure=effects["measure"].map(lambda measure: MEASURES.get(measure, measure.replace("_", " "))),
+    )
+    order = rows[["measure", "level"]].drop_duplicates()
+    wide = rows.pivot(index=["measure", "level"], columns="network", values="text")
     wide = wide.loc[pd.MultiIndex.from_frame(order), list(rows["network"].drop_duplicates())]
     return wide.reset_index().rename_axis(columns=None)
 
