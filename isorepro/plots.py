@@ -183,11 +183,12 @@ def spaces(points: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False)
     return figure
 
 
-def class_planes(points: pd.DataFrame, *, narrow: bool = False) -> Figure:
+def class_planes(points: pd.DataFrame, *, angle: str = "angle along the ring", narrow: bool = False) -> Figure:
     """Draw each class by itself in each space, in a plane, coloured by an angle.
 
     Args:
         points: ``space`` (title of the column), ``class``, ``x``, ``y`` and ``angle`` (in radians).
+        angle: what the angle is.
         narrow: a phone's width.
     """
     titles, classes = list(points["space"].drop_duplicates()), list(points["class"].drop_duplicates())
@@ -215,7 +216,7 @@ def class_planes(points: pd.DataFrame, *, narrow: bool = False) -> Figure:
     turn = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 2 * np.pi), cycle)
     bar = figure.colorbar(turn, ax=grid, location="bottom", shrink=0.5, aspect=30, pad=0.03)
     bar.set_ticks([0, np.pi, 2 * np.pi], labels=["0", "π", "2π"])
-    bar.set_label("angle along the ring", fontsize=9)
+    bar.set_label(angle, fontsize=9)
     bar.outline.set_visible(False)
     return figure
 
@@ -861,7 +862,7 @@ def _power(value: float) -> str:
     """Return a positive number in at most four letters: 0.1, 14, 2·10⁵."""
     exponent = int(np.floor(np.log10(value) + 1e-9))
     if -2 <= exponent <= 2:
-        return f"{value:.2g}"
+        return f"{float(f'{value:.2g}'):g}"
     leading = round(value / 10.0**exponent)
     power = short_number(10.0**exponent) if abs(exponent) >= 4 else f"10{'⁻⁰¹²³⁴⁵⁶⁷⁸⁹'[exponent + 1]}"
     return power if leading == 1 else f"{leading}·{power}"

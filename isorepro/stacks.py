@@ -77,20 +77,18 @@ def measures(
     # As many training points as held-out ones, if there are that many.
     size = test_size if test_size and test_size < len(known.train_labels) - len(known.classes) else None
     part = data.stratified_indices(known.train_labels, size, seed=config.seed)
-    neighbours = None
+    inner = labels.new_zeros(labels.shape, dtype=torch.bool)
     if nearest:
-        distances = torch.cdist(whole.test_inputs.flatten(1), known.train_inputs.flatten(1))
-        neighbours = distances.topk(nearest, largest=False).indices
+        inner = _away_from_cuts(whole.test_inputs, labels, known.train_inputs, known_labels, nearest)
     rows: list[tuple[str, int, str, float]] = []
     for level in range(len(labels)):
         clouds = {
             TRAINING: (known.train_inputs[part], known_labels[level, part], 1.0),
             HELD_OUT: (whole.test_inputs, labels[level], 1.0),
         }
-        if neighbours is not None:
-            inner = (known_labels[level][neighbours] == labels[level, :, None]).all(1)
-            share = float(inner.double().mean())
-            clouds[INNER] = (whole.test_inputs[inner], labels[level, inner], share)
+        if nearest:
+            share = float(inner[level].double().mean())
+            clouds[INNER] = (whole.test_inputs[inner[level]], labels[level, inner[level]], share)
         model = trained.model.up_to(level)
         for kind, (inputs, own, share) in clouds.items():
             representation = torch.cat([model.representation(x) for x in inputs.split(1000)])
@@ -99,6 +97,51 @@ def measures(
             values |= {"accuracy": clean_accuracy(model, inputs, own), "points_share": share}
             rows += [(kind, level + 1, name, value) for name, value in values.items()]
     return pd.DataFrame(rows, columns=["points", "level", "measure", "value"])
+
+
+def _away_from_cuts(
+    inputs: Tensor, labels: Tensor, known_inputs: Tensor, known_labels: Tensor, nearest: int
+) -> Tensor:
+    """Return which points (N, …) have nearest known points all of their own group, at each level: (levels, N)."""
+    distances = torch.cdist(inputs.flatten(1), known_inputs.flatten(1))
+    neighbours = distances.topk(nearest, largest=False).indices
+    return (known_labels[:, neighbours] == labels[:, :, None]).all(2)
+
+
+@torch.no_grad()
+def piece_planes(trained: TrainedModel, *, nearest: int) -> pd.DataFrame:
+    """Return the first group of each level by itself, in its first two principal axes, before and after the level.
+
+    Args:
+        trained: the stack, of a dataset with two known coordinates.
+        nearest: as for :func:`measures`; only held-out points away from cuts are taken.
+
+    Returns:
+        One row per level and point, of the inputs and of the level's representation: level, mapped (whether it is
+        the representation), x, y (times the config's representation_scale) and angle (the point's second
+        coordinate, in radians).
+
+    Raises:
+        InputError: the dataset has no two coordinates.
+    """
+    config = trained.config
+    whole, labels = _held_out(trained, None, None)
+    angles = _angles(whole)
+    known = data.load(config.dataset, train_size=config.train_size, seed=config.seed)
+    known_labels = hierarchy.level_labels(config.hierarchy, known.train_labels, len(known.classes))
+    inner = _away_from_cuts(whole.test_inputs, labels, known.train_inputs, known_labels, nearest)
+    tables = []
+    for level, (representation, _) in enumerate(trained.model.levels(whole.test_inputs)):
+        members = inner[level] & (labels[level] == 0)
+        before: Tensor | None = None
+        for mapped, points in ((False, whole.test_inputs), (True, config.representation_scale * representation)):
+            coordinates, _ = geometry.principal_coordinates(points[members], 2)
+            # The sign of an axis is arbitrary: that of the inputs' where the two go together.
+            before = coordinates if before is None else before
+            coordinates = torch.where((coordinates * before).sum(0) < 0, -coordinates, coordinates)
+            table = pd.DataFrame(coordinates.numpy(), columns=["x", "y"])
+            tables.append(table.assign(level=level + 1, mapped=mapped, angle=angles[members.numpy(), 1]))
+    return pd.concat(tables, ignore_index=True)
 
 
 @torch.no_grad()
@@ -207,7 +250,7 @@ def distance_matrices(trained: TrainedModel, *, points: int) -> pd.DataFrame:
     angles = _angles(dataset)
     if not 2 <= points <= len(angles):
         raise InputError(f"points: must be from 2 to {len(angles)}, not {points}")
-    steps = np.floor(angles[:, 0] / (2 * np.pi) * 40)
+    steps = np.round(angles[:, 0] / (2 * np.pi) * 40) % 40
     order = np.lexsort((angles[:, 1], steps))[np.linspace(0, len(angles) - 1, points).round().astype(int)]
     inputs = dataset.test_inputs[torch.tensor(order)]
     clouds = [inputs]
@@ -358,6 +401,13 @@ def trees(given: Nested, *, dataset: str, seeds: Sequence[int], shuffles: int) -
         rows += [(RANDOM, seed, hierarchy.shuffled(given, (seed, number))) for number in range(shuffles)]
     table = pd.DataFrame(rows, columns=["tree", "seed", "hierarchy"])
     return table.assign(hierarchy=table["hierarchy"].map(hierarchy.to_text))
+
+
+def chances(levels: Nested, *, dataset: str, test_size: int | None = None) -> list[float]:
+    """Return, for each level of a hierarchy, the accuracy of always naming the commonest group of the test set."""
+    loaded = data.load(dataset, test_size=test_size)
+    labels = hierarchy.level_labels(levels, loaded.test_labels, len(loaded.classes))
+    return [float(row.bincount().max()) / len(row) for row in labels]
 
 
 def stacked_configs(base: TrainingConfig, table: pd.DataFrame, betas: Sequence[float]) -> list[TrainingConfig]:
@@ -565,3 +615,27 @@ def on_trees(table: pd.DataFrame, compared: pd.DataFrame, *, classes: int) -> pd
     tidy = wide.melt(keys, var_name="measure")
     averaged: pd.DataFrame = tidy.groupby([*keys, "measure"], sort=False)["value"].mean().reset_index()
     return averaged
+
+
+def tree_effects(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare stacks with flat networks of the same seed and β on each tree, and the trees with random ones.
+
+    Args:
+        table: rows of :func:`on_trees`.
+
+    Returns:
+        One row per tree, beta, protocol, attack, epsilon and measure: mean, low and high (stack − flat over seeds
+        and its 95 % interval), seeds, and beyond, beyond_low and beyond_high: by how much that difference exceeds
+        the one on random trees (NaN for these), the effect of the tree itself.
+    """
+    by = ["tree", "beta", "protocol", "attack", "epsilon", "measure"]
+    wide = table.pivot(index=[*by, "seed"], columns="network", values="value")
+    difference = (wide[STACK] - wide[FLAT]).dropna().rename("value").reset_index()
+    effects = stats.over_seeds(difference, "value", by)
+    others = difference[difference["tree"] != RANDOM]
+    random = difference[difference["tree"] == RANDOM]
+    paired = others.merge(random, on=[*by[1:], "seed"], suffixes=("", "_random"))
+    paired = paired.assign(value=paired["value"] - paired["value_random"])
+    beyond = stats.over_seeds(paired, "value", by).drop(columns="seeds")
+    beyond = beyond.rename(columns={"mean": "beyond", "low": "beyond_low", "high": "beyond_high"})
+    return effects.merge(beyond, how="left", on=by)

@@ -264,7 +264,8 @@ def _table_path(key: str) -> Path:
 
 
 def _write_model(path: Path, trained: TrainedModel) -> None:
-    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    # Clones, since safetensors takes no tensor twice and a shared head is in the state once for each level.
+    state = {name: tensor.clone().contiguous() for name, tensor in trained.model.state_dict().items()}
     about = json.dumps(
         {
             "config": trained.config.model_dump(),

@@ -177,6 +177,20 @@ def measure_table(summary: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFram
     return wide.reset_index().rename_axis(columns=None)
 
 
+def piece_planes(table: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of :func:`isorepro.stacks.piece_planes`, the inputs once, with ``space`` and ``class`` to draw.
+
+    Args:
+        table: rows with the networks' ``beta`` and ``seed``, one seed.
+    """
+    kept = table[table["mapped"] | (table["beta"] == table["beta"].min())]
+    kept = kept.sort_values(["mapped", "beta", "level"], kind="stable", ignore_index=True)
+    titled: pd.DataFrame = kept.assign(
+        space=[beta_name(beta) if mapped else "data" for beta, mapped in kept[["beta", "mapped"]].to_numpy()]
+    )
+    return titled.assign(**{"class": [f"level {level}, piece 1" for level in titled["level"]]})
+
+
 def levels_table(summary: pd.DataFrame) -> pd.DataFrame:
     """Return measures of stacks as a table to read: a row per points, measure and level, a column per network.
 
@@ -212,6 +226,88 @@ def readout_effect_table(effects: pd.DataFrame) -> pd.DataFrame:
     wide = rows.pivot(index=["measure", "level"], columns="network", values="text")
     wide = wide.loc[pd.MultiIndex.from_frame(order), list(rows["network"].drop_duplicates())]
     return wide.reset_index().rename_axis(columns=None)
+
+
+def tree_effect_table(effects: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Return rows of :func:`isorepro.stacks.tree_effects` as a table to read.
+
+    Args:
+        effects: the effects of one β.
+        titles: measure → what it is called, in the order of the rows of an attack.
+    """
+    rows = effects[effects["measure"].isin(titles)]
+    order = {"tree": ["given", "learnt", "random"], "measure": list(titles)}
+    rows = rows.sort_values(
+        ["epsilon", "protocol", "measure", "tree"],
+        key=lambda column: column.map(order[column.name].index) if column.name in order else column,
+        kind="stable",
+    )
+    return pd.DataFrame(
+        {
+            "attack": [
+                f"{attack}, {protocol}" if epsilon else attack
+                for attack, protocol, epsilon in rows[["attack", "protocol", "epsilon"]].to_numpy()
+            ],
+            "measure": rows["measure"].map(titles),
+            "tree": rows["tree"],
+            "stack − flat": [interval(*row) for row in rows[["mean", "low", "high"]].to_numpy()],
+            "beyond random trees": [
+                interval(*row) if np.isfinite(row[0]) else "–"
+                for row in rows[["beyond", "beyond_low", "beyond_high"]].to_numpy()
+            ],
+        }
+    ).drop_duplicates()
+
+
+def variant_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracies of variants as a table to read, in percent: a row each.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by variant, level, protocol, attack and epsilon.
+    """
+    finest = summary["level"].max()
+    columns: dict[str, pd.Series] = {}
+    clean = summary[(summary["epsilon"] == 0) & (summary["protocol"] == "corrected")]
+    for level, rows in clean.groupby("level"):
+        columns[f"level {level}"] = rows.set_index("variant")["mean"]
+    ends = clean[clean["level"] == finest].set_index("variant")[["mean", "low", "high"]]
+    columns["level " + str(finest)] = pd.Series(
+        [percent(*row) for row in ends.to_numpy()], index=ends.index, dtype=object
+    )
+    attacked = summary[(summary["epsilon"] > 0) & (summary["level"] == finest)]
+    for (protocol, attack), rows in attacked.groupby(["protocol", "attack"], sort=False):
+        texts = [percent(*row) for row in rows[["mean", "low", "high"]].to_numpy()]
+        columns[f"{attack}, {protocol}"] = pd.Series(texts, index=rows["variant"], dtype=object)
+    table = pd.DataFrame(columns)
+    table = table.map(lambda value: value if isinstance(value, str) else f"{100 * value:.1f}")
+    return table.loc[list(summary["variant"].drop_duplicates())].rename_axis("variant").reset_index()
+
+
+def percent(mean: float, low: float, high: float) -> str:
+    """Return a share and its 95 % interval in percent, without the sign; without the interval for one seed."""
+    text = f"{100 * mean:.1f}"
+    return text if np.isnan(low) else f"{text} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def gradient_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of :func:`isorepro.stacks.gradient_sums` over seeds as a table to read, in percent.
+
+    Args:
+        summary: rows of :func:`isorepro.structure.summary` by beta and level.
+    """
+    titles = {
+        "clean": "accuracy, no attack",
+        "summed": "FGSM, gradients summed",
+        "single": "FGSM, the level's own",
+        "agreement": "signs that agree",
+    }
+    rows = summary.assign(
+        text=[percent(*row) for row in summary[["mean", "low", "high"]].to_numpy()],
+        network=summary["beta"].map(beta_name),
+    )
+    order = rows[["network", "level"]].drop_duplicates()
+    wide = rows.pivot(index=["network", "level"], columns="measure", values="text")
+    return wide.loc[pd.MultiIndex.from_frame(order), list(titles)].rename(columns=titles).reset_index()
 
 
 def effect_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
