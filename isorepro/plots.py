@@ -947,7 +947,8 @@ def tree_distances(
     if narrow:
         cells = [(key, tree) for tree in titles for key in attacks]
     figure, grid = _panels(len(cells), columns=columns, height=1.9 if narrow else 2.3, narrow=narrow, share=True)
-    left = summary.loc[summary["epsilon"] > 0, "epsilon"].min() / 2
+    radii = summary.loc[summary["epsilon"] > 0, "epsilon"]
+    left = radii.min() / 3
     for axes, ((protocol, attack), tree) in zip(grid.flat, cells, strict=True):
         shown = summary["attack"].isin([attack, "no attack"]) & (summary["protocol"] == protocol)
         panel = summary[shown & (summary["tree"] == tree)].sort_values("epsilon")
@@ -962,7 +963,8 @@ def tree_distances(
             axes.fill_between(line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.14, lw=0)
             axes.plot(line["epsilon"], line["mean"], **style)
         axes.set(xscale="log")
-        axes.set_xticks([left, 0.01, 0.1, 1], labels=["none", "0.01", "0.1", "1"])
+        axes.set_xticks([left, 0.03, 0.1, 0.3], labels=["none", "0.03", "0.1", "0.3"])
+        axes.set_xlim(left / 1.3, 1.3 * radii.max())
         axes.minorticks_off()
         if narrow:
             axes.set_title(f"{attacks[protocol, attack]}\n{titles[tree]}", fontsize=8)
@@ -971,7 +973,7 @@ def tree_distances(
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel(label if narrow else f"{attacks[protocol, attack]}\n{label}", fontsize=8.5)
     figure.supxlabel("ε, L∞ radius on pixels in [0, 1]", fontsize=10)
-    _legend(figure, 2 if narrow else 3)
+    _legend(figure, 2 if narrow else None)
     return figure
 
 
