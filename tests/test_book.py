@@ -143,7 +143,14 @@ def test_formulas_are_typeset_and_search_finds_the_method(browser: Browser, site
     page.close()
 
 
-FIGURES = {"mnist_robustness": 2, "rings": 5, "decision_boundary": 2, "mnist_structure": 4}
+FIGURES = {
+    "mnist_robustness": 2,
+    "rings": 5,
+    "torus": 6,
+    "decision_boundary": 2,
+    "mnist_structure": 4,
+    "mnist_hierarchy": 5,
+}
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -161,7 +168,7 @@ def test_figures_show_one_drawing_in_the_colours_of_the_page(
         figure = figures.nth(number)
         shown, hidden = ("narrow", "wide") if view == "phone" else ("wide", "narrow")
         rotates = figure.locator(".isorepro-rotatable").count() > 0
-        assert rotates == ((notebook, number) == ("rings", 0))
+        assert rotates == ((notebook, number) in {("rings", 0), ("torus", 0)})
         if rotates:
             figure.locator(".isorepro-plot canvas").first.wait_for()
         assert figure.locator(f".isorepro-{shown}").is_visible() == (not rotates)
@@ -180,7 +187,7 @@ def test_figures_show_one_drawing_in_the_colours_of_the_page(
 
 def test_only_a_page_with_something_to_rotate_loads_the_script_for_it(run: Path) -> None:
     loads = {name: "plotly.min.js" in (run / "book" / name).read_text() for name in pages(run)}
-    assert [name for name, found in loads.items() if found] == ["notebooks/rings.html"]
+    assert [name for name, found in loads.items() if found] == ["notebooks/rings.html", "notebooks/torus.html"]
 
 
 def test_no_notebook_leaves_a_warning_on_its_page(run: Path) -> None:
@@ -204,10 +211,12 @@ def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site:
         assert f"{numbers[name]:.0%}" in text
     structure = {
         name: json.loads((run / f"results/{name}/numbers.json").read_text())
-        for name in ("rings", "decision_boundary", "mnist_structure")
+        for name in ("rings", "decision_boundary", "mnist_structure", "torus", "mnist_hierarchy")
     }
     assert f"{structure['rings']['spearman_isometric']:.3f}" in text
     assert structure["rings"]["verdict"] in text
+    assert structure["torus"]["verdict_held_out_isometric"] in text
+    assert structure["mnist_hierarchy"]["error_given_pgd"] in text
     assert structure["decision_boundary"]["torus_local_distortion_verdict"] in text
     assert f"{structure['mnist_structure']['raw_strongest_accuracy']:.1%}" in text
     assert "smoke" in page.locator(".bd-header-announcement").inner_text()
@@ -238,6 +247,29 @@ def test_the_tables_of_structure_are_complete(run: Path) -> None:
     mnist = pd.read_csv(results / "mnist_structure/measures_by_seed.csv")
     assert len(mnist) == 3 * 2 * 15
     assert mnist.loc[mnist["measure"] == "trustworthiness", "value"].between(0, 1).all()
+
+
+def test_the_tables_of_stacks_are_complete(run: Path) -> None:
+    torus, digits = run / "results/torus", run / "results/mnist_hierarchy"
+    measures = pd.read_csv(torus / "measures_by_seed.csv")
+    # β × seeds × points × levels × (accuracy, share of the points, measures of distances)
+    assert len(measures) == 2 * 2 * 3 * 3 * 7
+    readouts = pd.read_csv(torus / "readouts_by_seed.csv")
+    assert len(readouts) == 2 * 2 * 2 * 3 * 3 * 4  # networks × β × seeds × depths × levels × measures
+    assert len(pd.read_csv(torus / "phase_by_seed.csv")) == 2 * 2 * 3  # β × K × attacks
+    curves = pd.read_csv(digits / "curves_by_seed.csv")
+    # β × seeds × (levels of the stack + the flat network's) × (clean of each protocol + attacks × radii)
+    assert len(curves) == 2 * 2 * (3 + 1) * (2 + 4 * 2)
+    confusions = pd.read_csv(digits / "confusions.csv")
+    networks = confusions.fillna({"hierarchy": ""}).groupby(["hierarchy", "beta", "seed", "protocol", "epsilon"])
+    # Stacks on the given and the learnt tree, on a random one for each seed, and flat; each network counts all images.
+    assert len(networks) == 2 * 2 * 4 * 2 * 3
+    assert networks["images"].sum().eq(100).all()
+    placed = pd.read_csv(digits / "tree_distances_by_seed.csv")
+    assert len(placed) == 3 * 2 * 2 * 2 * 2 * 3 * 5  # trees × networks × β × seeds × protocols × radii × measures
+    variants = pd.read_csv(digits / "variants.csv")
+    assert variants["variant"].nunique() == 9
+    assert variants.groupby("variant").size().eq(3 * (2 + 3)).all()
 
 
 def test_a_second_call_does_nothing_again(run: Path, output: Path) -> None:
