@@ -257,7 +257,7 @@ def test_text_is_one_line_and_reads_back(levels: Lists) -> None:
 
 @pytest.mark.parametrize("text", ["5", "[5]", "[[[0,0]]]", "{}", '"[]"'])
 def test_text_that_is_no_hierarchy_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="^hierarchy: "):
+    with pytest.raises(InputError, match=r"^hierarchy: "):
         hierarchy.from_text(text)
 
 
