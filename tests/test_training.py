@@ -388,3 +388,5 @@ def test_a_hierarchy_of_other_classes_than_the_datasets_is_refused(dataset: str)
     message = "level 1 lacks class 8" if dataset == "mnist" else "level 1 names class 2; classes are 0 to 1"
     with pytest.raises(InputError, match=f"^hierarchy: {message}"):
         train(of_torus(dataset=dataset, train_size=100))
+    with pytest.raises(InputError, match=f"^hierarchy: {message}"):
+        build(TORUS, torch.zeros(1, 3), 10 if dataset == "mnist" else 2)
