@@ -157,7 +157,7 @@ def test_distance_matrices_are_of_points_in_order_along_the_surface(torus: Train
     angles = dataset.test_coordinates
     assert angles is not None
     step = 2 * math.pi / 40
-    order = sorted(range(1600), key=lambda i: (math.floor(angles[i, 0].item() / step), angles[i, 1].item()))
+    order = sorted(range(1600), key=lambda i: (round(angles[i, 0].item() / step) % 40, angles[i, 1].item()))
     chosen = [order[round(k * 1599 / 15)] for k in range(16)]
     x = dataset.test_inputs[chosen]
     clouds = [x, *(3.0 * mapped.detach() for mapped, _ in torus.model.levels(x))]
@@ -463,6 +463,37 @@ def test_errors_along_trees_are_those_counted_one_by_one() -> None:
         expected = {name: np.mean([means[name] for means in per_tree]) for name in per_tree[0]}
         assert found[kind, network, seed].to_dict() == pytest.approx(expected, nan_ok=True)
     assert math.isnan(found[stacks.GIVEN, stacks.STACK, 1, "error_distance"])
+
+
+def test_tree_effects_are_stack_minus_flat_and_what_random_trees_leave_of_it() -> None:
+    # Stack − flat by tree and seed; the random trees are worse by 0.3 ± 0.1.
+    gains = {stacks.GIVEN: (0.5, 0.7), stacks.RANDOM: (0.1, 0.5)}
+    rows = [
+        (tree, network, beta, seed, RELEASED, FGSM, 0.1, "error", 0.2 + (gain if network == stacks.STACK else 0.0))
+        for tree, both in gains.items()
+        for seed, gain in enumerate(both)
+        for network in (stacks.STACK, stacks.FLAT)
+        for beta in (0.0, 1.0)
+    ]
+    keys = ["tree", "network", "beta", "seed", "protocol", "attack", "epsilon"]
+    found = stacks.tree_effects(pd.DataFrame(rows, columns=[*keys, "measure", "value"]))
+    assert len(found) == 4
+    for row in found.to_dict("records"):
+        assert row["mean"] == pytest.approx(0.6 if row["tree"] == stacks.GIVEN else 0.3)
+        assert row["seeds"] == 2
+        if row["tree"] == stacks.GIVEN:
+            # Paired by seed: 0.4 and 0.2, so 0.3 ± t(0.975; 1) · 0.1.
+            assert row["beyond"] == pytest.approx(0.3)
+            assert row["beyond_low"] == pytest.approx(0.3 - 12.7062 * 0.1, abs=1e-4)
+        else:
+            assert math.isnan(row["beyond"])
+
+
+def test_the_chance_of_a_level_is_the_share_of_its_commonest_group() -> None:
+    labels = group_of(DIGITS, data.load("mnist").test_labels)
+    expected = [max(row.count(k) for k in set(row)) / 10_000 for row in labels]
+    assert stacks.chances(DIGITS, dataset="mnist") == pytest.approx(expected)
+    assert expected[-1] == 0.1135
 
 
 def test_confusions_of_stacks_and_flat_networks_go_along_the_trees_together() -> None:
