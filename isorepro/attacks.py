@@ -55,8 +55,8 @@ def released_objective(clean: Tensor, *, beta: float, K: float, form: Form) -> O
 
     That is the mean cross-entropy of the batch plus the isometry term between the attacked images'
     representations and the distances of the clean batch, which stay fixed. With the labels of several levels,
-    (levels, B), the losses of these levels are summed: the release does not zero the gradient of the images
-    between the levels of a hierarchy.
+    (levels, B), the losses of these levels, the model's finest, are summed: the release does not zero the gradient
+    of the images between the levels of a hierarchy.
 
     Args:
         clean: the batch before the attack, (B, …).

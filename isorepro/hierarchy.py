@@ -35,8 +35,10 @@ def checked(levels: Nested, classes: int | None = None, *, nested: bool = True) 
 
     Raises:
         InputError: naming the level (from 1) and the class at fault: a class that is missing, named twice, out of
-            range or no whole number, an empty group, or a group with two parents.
+            range or no whole number, an empty group, or a group with two parents; or that there is no list.
     """
+    if not _is_list(levels):
+        raise InputError(f"hierarchy: must be a list of levels, not {levels!r}")
     tree: list[tuple[tuple[int, ...], ...]] = []
     for number, level in enumerate(levels, start=1):
         groups = _groups(level, number)
@@ -86,7 +88,12 @@ def sizes(levels: Nested, classes: int) -> tuple[int, ...]:
 
 
 def lookup(levels: Nested, classes: int) -> Tensor:
-    """Return the group of each class at each level, the finest included: (levels, classes), int64."""
+    """Return the group of each class at each level, the finest included: (levels, classes), int64.
+
+    Raises:
+        InputError: a level that does not hold every class once.
+    """
+    levels = checked(levels, classes, nested=False)
     table = torch.empty(len(levels) + 1, classes, dtype=torch.int64)
     for row, level in zip(table, levels, strict=False):
         for place, group in enumerate(level):
@@ -102,6 +109,9 @@ def level_labels(levels: Nested, labels: Tensor, classes: int) -> Tensor:
         levels: a hierarchy.
         labels: classes, int64, shape (N,).
         classes: number of classes.
+
+    Raises:
+        InputError: a level that does not hold every class once.
     """
     return lookup(levels, classes).to(labels.device)[:, labels]
 
@@ -111,7 +121,7 @@ def tree_distances(levels: Nested, classes: int) -> NDArray[np.int64]:
 
     The classes are the leaves, every group is a node and a root joins the groups of the coarsest level (the
     released tree has no root, so that its halves are infinitely far apart). Classes that part at the finest
-    level only are 2 apart, those that part at the coarsest 2 · levels.
+    level only are 2 apart, those that part at the coarsest 2 · levels, the finest counted.
 
     Raises:
         InputError: a level does not refine the one above, so that there is no tree.
@@ -128,8 +138,13 @@ def shuffled(levels: Nested, seed: int | Sequence[int]) -> Hierarchy:
     Args:
         levels: a hierarchy of at least one level.
         seed: one or several numbers, ≥ 0, that decide the shuffle.
+
+    Raises:
+        InputError: no level, or one that does not hold every class once.
     """
     tree = checked(levels, nested=False)
+    if not tree:
+        raise InputError("hierarchy: needs at least one level to be shuffled")
     order = np.random.default_rng(seed).permutation(sum(map(len, tree[0]))).tolist()
     return tuple(tuple(tuple(sorted(order[c] for c in group)) for group in level) for level in tree)
 

@@ -54,13 +54,15 @@ def grid(base: TrainingConfig, **values: Sequence[Any]) -> list[TrainingConfig]:
     for name in values:
         if name not in TrainingConfig.model_fields:
             raise unknown("field of TrainingConfig", name, TrainingConfig.model_fields)
-        if len({json.dumps(value) for value in values[name]}) < len(values[name]):
-            # A seed counted twice would make an interval look narrower than it is.
-            raise InputError(f"{name}: must not hold a value twice, not {list(values[name])}")
-    return [
+    configs = [
         TrainingConfig(**base.model_dump() | dict(zip(values, combination, strict=True)))
         for combination in itertools.product(*values.values())
     ]
+    for name in values:
+        # A seed counted twice would make an interval look narrower than it is. As checked: 1 is 1.0 here.
+        if configs and len({getattr(config, name) for config in configs}) < len(values[name]):
+            raise InputError(f"{name}: must not hold a value twice, not {list(values[name])}")
+    return configs
 
 
 def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> list[TrainedModel]:

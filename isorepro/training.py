@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -19,10 +19,6 @@ from isorepro.models import Gradients, Readout, Stack
 
 Size = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 class TrainingConfig(Config):
@@ -55,7 +51,7 @@ class TrainingConfig(Config):
     form: Form = "raw"
     beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     K: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    hierarchy: Annotated[Hierarchy, BeforeValidator(_as_tuples)] = ()
+    hierarchy: Hierarchy = ()
     nested: bool = True
     gradients: Gradients = "own block"
     shared_head: bool = False
@@ -71,8 +67,9 @@ class TrainingConfig(Config):
     device: Device = "auto"
 
     def __init__(self, **values: Any) -> None:
-        super().__init__(**values)
-        hierarchy.checked(self.hierarchy, nested=self.nested)
+        # Before pydantic, which would ask for tuples where a list is as good.
+        given = values.get("hierarchy", ())
+        super().__init__(**values | {"hierarchy": hierarchy.checked(given, nested=values.get("nested", True))})
 
     def identity(self) -> dict[str, object]:
         """Return the fields that decide the result, so that equal networks are trained once.

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from isorepro import attacks
+from isorepro import attacks, hierarchy
 from isorepro.errors import InputError
 from isorepro.losses import isometry, pairwise_distances
+from isorepro.models import Stack
 from isorepro.training import TrainedModel
 
 Images = tuple[Tensor, Tensor]
@@ -254,3 +255,153 @@ def test_images_out_of_range_and_radii_that_do_not_grow_are_refused(
         attacks.nested_accuracy_curve(attacks.pgd, trained.model, images, labels, [0.1, 0.1])
     with pytest.raises(InputError, match="need a Stack's representation, not Linear"):
         attacks.released_fgsm(nn.Linear(3, 2), torch.rand(4, 3), torch.zeros(4).long(), epsilon=0.1, **RELEASED)
+
+
+TREE = [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]]
+
+
+def points() -> tuple[Stack, Tensor, Tensor]:
+    """A network on points of space, most of them outside [0, 1], and labels that it often misses."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Stack(3, (4,), width=20, depth=2)
+    generator = torch.Generator().manual_seed(1)
+    return model, 2 * torch.randn(60, 3, generator=generator), torch.randint(4, (60,), generator=generator)
+
+
+def gradient_of_cross_entropy(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    inputs = inputs.clone().requires_grad_()
+    log_odds = model(inputs).log_softmax(1)[torch.arange(len(labels)), labels]
+    (gradient,) = torch.autograd.grad(-log_odds.sum(), inputs)
+    return gradient
+
+
+def test_without_bounds_attacks_move_points_anywhere() -> None:
+    model, inputs, labels = points()
+    expected = inputs + 0.3 * gradient_of_cross_entropy(model, inputs, labels).sign()
+    assert expected.min() < -1
+    assert expected.max() > 2
+    found = attacks.fgsm(model, inputs, labels, epsilon=0.3, bounds=attacks.UNBOUNDED)
+    released = attacks.released_fgsm(
+        model, inputs, labels, epsilon=0.3, beta=0.0, K=1.0, form="raw", bounds=attacks.UNBOUNDED
+    )
+    assert torch.equal(found, expected)
+    assert torch.equal(released, expected)
+    one_step = attacks.pgd(
+        model,
+        inputs,
+        labels,
+        epsilon=0.3,
+        steps=1,
+        step_size=0.3,
+        random_start=False,
+        stop_when_fooled=False,
+        bounds=attacks.UNBOUNDED,
+    )
+    torch.testing.assert_close(one_step, expected, rtol=0, atol=1e-6)
+
+
+def test_other_bounds_hold_and_are_named_where_inputs_break_them() -> None:
+    model, inputs, labels = points()
+    inside = inputs.clamp(-1, 1)
+    for attack in (attacks.fgsm, partial(attacks.pgd, steps=3), partial(attacks.released_fgsm, **RELEASED)):
+        found = attack(model, inside, labels, epsilon=0.3, bounds=(-1, 1))
+        assert found.min() == -1
+        assert found.max() == 1
+        assert (found != inside).any()
+        with pytest.raises(InputError, match=r"images: values must lie in \[-1, 1\], not in \[-\d"):
+            attack(model, inputs, labels, epsilon=0.3, bounds=(-1, 1))
+        with pytest.raises(InputError, match=r"images: values must lie in \[0, 1\], not in \[-1, 1\]"):
+            attack(model, inside, labels, epsilon=0.3)
+        with pytest.raises(InputError, match=r"not in \[nan, nan\]"):
+            attack(model, inputs * float("nan"), labels, epsilon=0.3, bounds=attacks.UNBOUNDED)
+    with pytest.raises(InputError, match=r"images: values must lie in \[0, 1\]"):
+        attacks.released_pgd(model, inside, labels, epsilon=0.3, **RELEASED)
+
+
+def test_a_path_that_does_not_stop_ends_at_the_last_iterate() -> None:
+    model, inputs, labels = points()
+    epsilon, steps = 0.5, 7
+    moved, fooled_on_the_way = inputs.clone(), torch.zeros(len(inputs), dtype=torch.bool)
+    for _ in range(steps):
+        fooled_on_the_way |= model(moved).argmax(1) != labels
+        stepped = moved + 2.5 * epsilon / steps * gradient_of_cross_entropy(model, moved, labels).sign()
+        moved = torch.maximum(torch.minimum(stepped, inputs + epsilon), inputs - epsilon)
+    options = {"epsilon": epsilon, "steps": steps, "random_start": False, "bounds": attacks.UNBOUNDED}
+    found = attacks.pgd(model, inputs, labels, stop_when_fooled=False, **options)
+    torch.testing.assert_close(found, moved, rtol=0, atol=1e-5)
+    stopped = attacks.pgd(model, inputs, labels, **options)
+    assert fooled_on_the_way.any()
+    assert not fooled_on_the_way.all()
+    apart = (found - stopped).abs().amax(1) > 1e-5
+    # A path may come back to the corner of the ball where it first fooled the network.
+    assert not (apart & ~fooled_on_the_way).any()
+    assert (apart & fooled_on_the_way).sum() > 10
+
+
+def test_paths_that_do_not_stop_stay_in_ball_and_range_and_keep_what_fools_between_starts(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels[0][:150], images_and_labels[1][:150]
+    options = {"epsilon": 0.06, "steps": 5, "stop_when_fooled": False}
+    once, twice = (attacks.pgd(trained.model, images, labels, restarts=n, **options) for n in (1, 2))
+    for found in (once, twice):
+        assert found.min() >= 0
+        assert found.max() <= 1
+        assert (found - images).abs().max() <= 0.06 + 1e-6
+    fooled = trained.model(once).argmax(1) != labels
+    assert 0 < fooled.sum() < len(labels)
+    assert torch.equal(twice[fooled], once[fooled])
+    assert (twice != once).any()
+
+
+@pytest.mark.parametrize("readout", ["in order", "reversed"])
+@pytest.mark.parametrize("form", ["raw", "normalised"])
+def test_the_released_gradient_of_several_levels_is_the_sum_of_theirs(
+    images_and_labels: Images, readout: str, form: str
+) -> None:
+    clean, finest = images_and_labels[0][:60], images_and_labels[1][:60]
+    labels = hierarchy.level_labels(TREE, finest, 10)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Stack(784, (2, 4, 10), width=30, depth=1, readout=readout)
+    moved = (clean + 0.05).clamp(0, 1)
+    options = {"beta": 2.0, "K": 5.0, "form": form}
+
+    def gradient(target: nn.Module, rows: Tensor) -> Tensor:
+        objective = attacks.released_objective(clean, **options)
+        found, logits = attacks.input_gradient(objective, target, moved, rows)
+        assert torch.equal(logits, target(moved))
+        return found
+
+    one_by_one = [gradient(model.up_to(level), row) for level, row in enumerate(labels)]
+    assert all(found.abs().max() > 1e-5 for found in one_by_one)
+    torch.testing.assert_close(gradient(model, labels), torch.stack(one_by_one).sum(0), rtol=1e-4, atol=1e-7)
+    coarser = torch.stack(one_by_one[:2]).sum(0)
+    torch.testing.assert_close(gradient(model.up_to(1), labels[:2]), coarser, rtol=1e-4, atol=1e-7)
+    # One row of labels is as good as labels of one level.
+    assert torch.equal(gradient(model, finest[None]), gradient(model, finest))
+    # Two rows for three levels are of the two finest.
+    torch.testing.assert_close(
+        gradient(model, labels[1:]), torch.stack(one_by_one[1:]).sum(0), rtol=1e-4, atol=1e-7
+    )
+
+
+def test_accuracy_curve_of_several_levels_is_that_of_the_finest_attacked_through_all(
+    images_and_labels: Images,
+) -> None:
+    images, finest = images_and_labels[0][:250], images_and_labels[1][:250]
+    labels = hierarchy.level_labels(TREE, finest, 10)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Stack(784, (2, 4, 10), width=30, depth=1)
+    attack = partial(attacks.released_fgsm, **RELEASED)
+    curve = attacks.accuracy_curve(attack, model, images, labels, [0.02, 0.1])
+    for row, epsilon in zip(curve, [0.02, 0.1], strict=True):
+        parts = [
+            model(attack(model, images[part], labels[:, part], epsilon=epsilon)).argmax(1) == finest[part]
+            for part in torch.arange(250).split(100)
+        ]
+        assert torch.equal(row, torch.cat(parts))
+    assert curve.any()
+    assert not torch.equal(curve, attacks.accuracy_curve(attack, model, images, finest, [0.02, 0.1]))

@@ -1,5 +1,6 @@
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isorepro.losses import Form, isometry, pairwise_distances
+from isorepro.losses import ClassBlocks, Form, isometry, pairwise_distances
 
 FORMS: tuple[Form, ...] = ("raw", "normalised")
 
@@ -126,3 +127,78 @@ def test_single_precision_agrees_with_double_on_a_training_batch() -> None:
     single = isometry(representation, pairwise_distances(inputs), labels, beta=1.0, K=10.0)
     double = isometry(representation.double(), pairwise_distances(inputs.double()), labels, beta=1.0, K=10.0)
     assert single.item() == pytest.approx(double.item(), rel=1e-4)
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> Tensor:
+    """Labels of classes of one to thirty points, in any order, some class numbers left out."""
+    sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=5))
+    names = draw(st.permutations(range(2 * len(sizes))))
+    labels = [name for name, size in zip(names, sizes, strict=False) for _ in range(size)]
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw(st.integers(0, 2**31))))
+    return torch.tensor(labels)[order]
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=labelled(), form=st.sampled_from(FORMS), K=st.sampled_from([0.1, 1.0, 10.0]))
+def test_blocks_of_one_class_give_the_value_and_the_gradient_of_the_whole_set(
+    labels: Tensor, form: Form, K: float
+) -> None:
+    inputs, representation, _ = batch(len(labels), len(labels))
+    points = inputs.view(-1, 7, 1)
+    blocks = ClassBlocks.of(points, labels)
+    found, expected = representation.clone().requires_grad_(), representation.clone().requires_grad_()
+    ours = blocks.isometry(found, beta=0.7, K=K, form=form)
+    whole = isometry(expected, pairwise_distances(inputs), labels, beta=0.7, K=K, form=form)
+    torch.testing.assert_close(ours, whole, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value, h)[0] for value, h in ((ours, found), (whole, expected))),
+        rtol=1e-6,
+        atol=1e-9,
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (9, 2, 1), (12,), (1,) * 12])
+def test_blocks_equal_the_double_loop(form: Form, sizes: tuple[int, ...]) -> None:
+    inputs, representation, _ = batch(5)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[order]
+    blocks = ClassBlocks.of(inputs, labels)
+    assert (blocks.same_class is None) == (len(set(sizes)) == 1)
+    found = blocks.isometry(representation, beta=2.0, K=3.0, form=form).item()
+    if max(sizes) == 1:
+        # No pair of two points, so nothing to keep; the loop would divide by its largest distance, 0.
+        assert found == 0
+    else:
+        assert found == pytest.approx(by_loops(inputs, representation, labels, 2.0, 3.0, form), rel=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_of_a_collapsed_class_have_the_finite_gradient_of_the_whole_set(form: Form) -> None:
+    inputs, representation, _ = batch(6)
+    labels = torch.tensor([0] * 5 + [1] * 6 + [2])
+    with torch.no_grad():
+        representation[:5] = representation[0]
+    gradients = []
+    for term in (
+        partial(ClassBlocks.of(inputs, labels).isometry, beta=1.0, form=form),
+        lambda h: isometry(h, pairwise_distances(inputs), labels, beta=1.0, form=form),
+    ):
+        h = representation.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(term(h), h)[0])
+    assert gradients[0].isfinite().all()
+    assert gradients[0].abs().max() > 1e-4
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_blocks_in_single_precision_agree_with_double_on_a_full_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(400, 3, generator=generator)
+    representation = torch.tanh(torch.randn(400, 20, generator=generator))
+    labels = torch.randint(5, (400,), generator=generator)
+    values = [
+        ClassBlocks.of(x, labels).isometry(h, beta=1.0, K=2.0).item()
+        for x, h in ((inputs, representation), (inputs.double(), representation.double()))
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-4)

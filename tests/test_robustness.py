@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from isorepro import data, robustness
+from isorepro import attacks, data, robustness
 from isorepro.errors import InputError
 from isorepro.robustness import CLEAN, CORRECTED, FGSM, ONE_GRADIENT_PGD, PGD, RELEASED
-from isorepro.training import TrainedModel
+from isorepro.training import TrainedModel, TrainingConfig, train
 
 
 def test_curves_have_every_protocol_attack_and_radius(
@@ -19,6 +19,7 @@ def test_curves_have_every_protocol_attack_and_radius(
     expected = {(p, a, e) for p, a in attacks for e in epsilons} | {(p, CLEAN, 0.0) for p in (RELEASED, CORRECTED)}
     assert set(table[["protocol", "attack", "epsilon"]].itertuples(index=False, name=None)) == expected
     assert len(table) == len(expected)
+    assert (table["level"] == 1).all()
     assert table["accuracy"].between(0, 1).all()
     images, labels = images_and_labels
     clean = (trained.model(images).argmax(1) == labels).double().mean().item()
@@ -106,3 +107,52 @@ def test_readings_leave_the_baselines_own_gain_open() -> None:
     assert readings.loc[readings["beta"] == 0, "gain"].isna().all()
     assert not readings.loc[readings["beta"] > 0, "gain"].isna().any()
     assert np.allclose(readings["seeds"], 2)
+
+
+def test_the_curves_of_a_stack_attack_each_level_by_itself() -> None:
+    tree = [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]]
+    config = TrainingConfig(
+        hierarchy=tree, beta=0.1, K=10.0, width=30, depth=1, epochs=2, train_size=2000, device="cpu"
+    )
+    trained, epsilons = train(config), [0.02, 0.05]
+    table = robustness.curves(trained, epsilons=epsilons, pgd_steps=3, test_size=200)
+    assert table.groupby("level").size().to_dict() == {1: 10, 2: 10, 3: 10}
+    assert (table["images"] == 200).all()
+    dataset = data.load("mnist", test_size=200)
+    images = dataset.test_inputs
+    group = [{c: place for place, members in enumerate(level) for c in members} for level in tree]
+    rows = [torch.tensor([g[c] for c in dataset.test_labels.tolist()]) for g in group] + [dataset.test_labels]
+    for level, labels in enumerate(rows, start=1):
+        part = trained.model.up_to(level - 1)
+
+        def accuracy(attacked: Tensor, labels: Tensor = labels, level: int = level) -> float:
+            logits = trained.model.levels(attacked)[level - 1][1]
+            return (logits.argmax(1) == labels).double().mean().item()
+
+        found = table[table["level"] == level].set_index(["protocol", "attack", "epsilon"])["accuracy"]
+        for protocol in (RELEASED, CORRECTED):
+            assert found[protocol, CLEAN, 0.0] == pytest.approx(accuracy(images))
+        fooled = torch.zeros(200, dtype=torch.bool)
+        for epsilon in epsilons:
+            stepped = attacks.fgsm(part, images, labels, epsilon=epsilon)
+            assert found[CORRECTED, FGSM, epsilon] == pytest.approx(accuracy(stepped))
+            # The random starts are those of the images still standing, so they are attacked alone here as well.
+            standing = ((part(images).argmax(1) == labels) & ~fooled).nonzero().squeeze(1)
+            moved = attacks.pgd(part, images[standing], labels[standing], epsilon=epsilon, steps=3)
+            fooled[standing] = part(moved).argmax(1) != labels[standing]
+            left = ((part(images).argmax(1) == labels) & ~fooled).double().mean().item()
+            assert found[CORRECTED, PGD, epsilon] == pytest.approx(left)
+            halves = [
+                attacks.released_fgsm(
+                    part,
+                    images[start : start + 100],
+                    torch.stack(rows[:level])[:, start : start + 100],
+                    epsilon=epsilon,
+                    beta=0.1,
+                    K=10.0,
+                    form="raw",
+                )
+                for start in (0, 100)
+            ]
+            assert found[RELEASED, FGSM, epsilon] == pytest.approx(accuracy(torch.cat(halves)))
+    assert table[table["attack"] != CLEAN].groupby("level")["accuracy"].mean().nunique() == 3

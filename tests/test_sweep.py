@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from isorepro import paths, robustness, sweep
+from isorepro import paths, robustness, stacks, sweep
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, TrainingConfig, train
 
@@ -42,6 +42,66 @@ def test_grid_is_the_product_last_field_fastest() -> None:
         sweep.grid(BASE, betas=[1.0])
     with pytest.raises(InputError, match="seed: must not hold a value twice"):
         sweep.grid(BASE, seed=[0, 1, 0])
+    with pytest.raises(InputError, match=r"beta: must not hold a value twice, not \[1, 2.0, 1.0\]"):
+        sweep.grid(BASE, beta=[1, 2.0, 1.0])
+    assert sweep.grid(BASE, beta=[1.0], seed=[]) == []
+
+
+def test_a_grid_of_hierarchies_takes_lists_and_refuses_one_twice() -> None:
+    pairs, halves = [[[0, 1], [2, 3], [4, 5], [6, 7]]], [[[0, 1, 2, 3], [4, 5, 6, 7]]]
+    configs = sweep.grid(BASE, hierarchy=[[], halves, pairs], seed=[0, 1])
+    assert [len(config.hierarchy[0]) if config.hierarchy else 0 for config in configs] == [0, 0, 2, 2, 4, 4]
+    with pytest.raises(InputError, match=r"hierarchy: must not hold a value twice, not \[\[\[\[0"):
+        sweep.grid(BASE, hierarchy=[pairs, halves, pairs])
+    with pytest.raises(InputError, match="hierarchy: must not hold a value twice"):
+        sweep.grid(BASE, hierarchy=[pairs, [tuple(map(tuple, pairs[0]))]])
+
+
+STACKED = TrainingConfig(
+    dataset="torus",
+    hierarchy=[[[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 1], [2, 3], [4, 5], [6, 7]]],
+    width=8,
+    depth=2,
+    epochs=1,
+    beta=0.1,
+    device="cpu",
+)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"shared_head": True, "readout": "reversed"}, {"adam": "anew", "gradients": "shifted by a layer"}],
+)
+def test_a_kept_stack_is_the_stack_at_every_level(cache: Path, fields: dict[str, object]) -> None:
+    config = TrainingConfig(**STACKED.model_dump() | fields)
+    (fresh,) = sweep.train_all([config], jobs=1)
+    written = files(cache)
+    (kept,) = sweep.train_all([config], jobs=1)
+    assert files(cache) == written
+    assert len(written) == 1
+    assert kept.model is not fresh.model
+    read_again = sweep._read_model(next((cache / "models").iterdir()))
+    assert read_again is not None
+    assert read_again.config == kept.config == config
+    assert same(fresh, kept)
+    inputs = torch.randn(5, 3)
+    for one, other in zip(fresh.model.levels(inputs), kept.model.levels(inputs), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert len({id(head) for head in kept.model.heads}) == (1 if "shared_head" in fields else 3)
+    assert kept.model.architecture == fresh.model.architecture
+
+
+def test_hierarchies_that_differ_are_a_column_of_text() -> None:
+    configs = sweep.grid(STACKED, hierarchy=[[], STACKED.hierarchy[:1]])
+    models = sweep.train_all(configs, jobs=1)
+    table = sweep.histories(models)
+    halves = "[[[0,1,2,3],[4,5,6,7]]]"
+    assert list(table["hierarchy"]) == ["", halves, halves]
+    assert list(table["level"]) == [1, 1, 2]
+    measured = sweep.measure(models, stacks.measures, jobs=1, test_size=100)
+    assert set(measured["hierarchy"]) == {"", halves}
+    assert measured.groupby("hierarchy")["level"].max().to_dict() == {"": 1, halves: 2}
+    assert "hierarchy" not in sweep.histories(models[1:]).columns
 
 
 def test_parallel_serial_and_kept_networks_have_the_same_bits(cache: Path) -> None:
@@ -175,6 +235,12 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
         "epochs": 1,
         "batch_size": 10,
         "learning_rate": 0.1,
+        "hierarchy": [[[0], [1]]],
+        "nested": False,
+        "gradients": "all earlier blocks",
+        "shared_head": True,
+        "readout": "reversed",
+        "adam": "anew",
         "log_every": 2,
         "seed": 1,
     }
