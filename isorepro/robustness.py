@@ -61,6 +61,8 @@ def curves(
         for (protocol, attack), table in correct.items():
             accuracies = table.double().mean(1).tolist()
             rows += [(level, protocol, attack, *pair) for pair in zip(epsilons, accuracies, strict=True)]
+    # Back to where every other measurement expects it.
+    stack.cpu()
     columns = ["level", "protocol", "attack", "epsilon", "accuracy"]
     return pd.DataFrame(rows, columns=columns).assign(images=len(images))
 

@@ -558,6 +558,8 @@ def confusions(
     for epsilon in epsilons:
         attacked = attacks.pgd(model, images, labels[-1], epsilon=epsilon, steps=pgd_steps, stop_when_fooled=False)
         count((CORRECTED, PGD, epsilon), attacked, labels[-1])
+    # Back to where every other measurement expects it.
+    model.cpu()
     rows = [
         (*key, pair // classes, pair % classes, int(counts[pair]))
         for key, counts in counted.items()

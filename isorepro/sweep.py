@@ -228,12 +228,18 @@ def _run(
 
 def _finished(tasks: dict[str, Task], jobs: int, least: float = 0.0) -> Iterator[tuple[str, Any]]:
     """Yield (key, result) as they come: from this process while that is faster than starting workers."""
-    rest, longest = list(tasks.items()), least
-    while rest and not _workers_run and len(rest) * longest * (jobs - 1) <= START_UP * jobs:
+    rest, each = list(tasks.items()), least
+
+    def few() -> bool:
+        # The first task may have loaded a library, which the next ones need not.
+        first_was_short = len(tasks) - len(rest) == 1 and each < START_UP
+        return first_was_short or len(rest) * each * (jobs - 1) <= START_UP * jobs
+
+    while rest and not _workers_run and few():
         key, task = rest.pop(0)
         started = time.monotonic()
         yield _one_thread(key, *task)
-        longest = max(longest, time.monotonic() - started)
+        each = max(least, time.monotonic() - started)
     if rest:
         if jobs > 1:
             _workers_run.append(True)

@@ -185,20 +185,14 @@ def train(config: TrainingConfig) -> TrainedModel:
             loss = means[:, :2].sum().item()
             raise FloatingPointError(f"the loss became {loss} in epoch {epoch} of {config!r}")
         if epoch % config.log_every == 0 or epoch == config.epochs:
-            for level in range(len(labels)):
-                entropy, penalty, accuracy = means[level].tolist()
-                part, rows = model.up_to(level), labels[level, ::stride]
-                history.append(
-                    {
-                        "epoch": epoch,
-                        "level": level + 1,
-                        "cross_entropy": entropy,
-                        "isometry": penalty,
-                        "train_accuracy": accuracy,
-                        "test_accuracy": clean_accuracy(part, dataset.test_inputs, test_labels[level]),
-                        **distance_history(part, inputs[::stride], rows, K=config.representation_scale),
-                    }
-                )
+            columns = ("cross_entropy", "isometry", "train_accuracy")
+            held_out = level_accuracies(model, dataset.test_inputs, test_labels)
+            distances = distance_history(
+                model, inputs[::stride], labels[:, ::stride], K=config.representation_scale
+            )
+            for level, row in enumerate(means.tolist()):
+                known = {"epoch": epoch, "level": level + 1, **dict(zip(columns, row, strict=True))}
+                history.append({**known, "test_accuracy": held_out[level], **distances[level]})
     seconds = time.perf_counter() - started
     return TrainedModel(config, model.cpu().eval(), pd.DataFrame(history), seconds)
 
@@ -250,12 +244,25 @@ def step(
 
 
 @torch.no_grad()
-def distance_history(model: Stack, inputs: Tensor, labels: Tensor, *, K: float) -> dict[str, float]:
-    """Return the distance_error and lipschitz_ratio of a history's row: inputs (N, …), labels (N,)."""
-    representation, distances = model.representation(inputs), pairwise_distances(inputs)
-    error = isometry(representation, distances, labels, beta=1.0, K=K)
-    ratio = pairwise_distances(representation).max() / distances.max()
-    return {"distance_error": error.item(), "lipschitz_ratio": ratio.item()}
+def distance_history(model: Stack, inputs: Tensor, labels: Tensor, *, K: float) -> list[dict[str, float]]:
+    """Return distance_error and lipschitz_ratio of each level: inputs (N, …), labels (levels, N)."""
+    before = pairwise_distances(inputs)
+    found = []
+    for (representation, _), row in zip(model.levels(inputs), labels, strict=True):
+        error = isometry(representation, before, row, beta=1.0, K=K)
+        ratio = pairwise_distances(representation).max() / before.max()
+        found.append({"distance_error": error.item(), "lipschitz_ratio": ratio.item()})
+    return found
+
+
+@torch.no_grad()
+def level_accuracies(model: Stack, inputs: Tensor, labels: Tensor) -> list[float]:
+    """Return the share of examples classified correctly at each level: inputs (N, …), labels (levels, N)."""
+    correct = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+    for x, rows in zip(inputs.split(1000), labels.split(1000, dim=1), strict=True):
+        named = torch.stack([logits.argmax(1) for _, logits in model.levels(x)])
+        correct += (named == rows).sum(1)
+    return (correct.double() / len(inputs)).tolist()
 
 
 @torch.no_grad()

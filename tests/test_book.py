@@ -262,7 +262,7 @@ def test_the_tables_of_stacks_are_complete(run: Path) -> None:
     assert len(curves) == 2 * 2 * (3 + 1) * (2 + 4 * 2)
     confusions = pd.read_csv(digits / "confusions.csv")
     networks = confusions.fillna({"hierarchy": ""}).groupby(["hierarchy", "beta", "seed", "protocol", "epsilon"])
-    # Stacks on the given and the learnt tree, on a random one for each seed, and flat; each network counts all images.
+    # Stacks on the given and the learnt tree and on a random one for each seed, and flat networks.
     assert len(networks) == 2 * 2 * 4 * 2 * 3
     assert networks["images"].sum().eq(100).all()
     placed = pd.read_csv(digits / "tree_distances_by_seed.csv")
