@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -243,6 +244,8 @@ def _finished(tasks: dict[str, Task], jobs: int, least: float = 0.0) -> Iterator
     if rest:
         if jobs > 1:
             _workers_run.append(True)
+        # A worker whose memory grew, by a dataset or a library, is replaced by a new one: nothing is lost.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
         parallel = joblib.Parallel(n_jobs=min(jobs, len(rest)), return_as="generator_unordered")
         yield from parallel(joblib.delayed(_one_thread)(key, *task) for key, task in rest)
 
