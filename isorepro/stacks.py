@@ -431,14 +431,14 @@ def variants(base: TrainingConfig, *, beta_2022: float) -> dict[str, TrainingCon
     """
     pairs = {"hierarchy": PAIRS, "nested": False}
     changes: dict[str, dict[str, object]] = {
-        "as in this book": {},
-        "one head for all levels": {"shared_head": True},
-        "a level trains all earlier blocks": {"gradients": "all earlier blocks"},
-        "a level's first layer is frozen, the input layer never": {"gradients": "shifted by a layer"},
+        "this book": {},
+        "one shared head": {"shared_head": True},
+        "trains all earlier blocks": {"gradients": "all earlier blocks"},
+        "trained layers shifted by one": {"gradients": "shifted by a layer"},
         "levels read in reverse": {"readout": "reversed"},
-        "Adam anew for each batch and level": {"adam": "anew"},
-        "pairs of digits, which do not nest": pairs,
-        "all of September 2022": {
+        "Adam anew each step": {"adam": "anew"},
+        "levels that do not nest": pairs,
+        "September 2022": {
             "shared_head": True,
             "gradients": "all earlier blocks",
             "readout": "reversed",
@@ -448,7 +448,7 @@ def variants(base: TrainingConfig, *, beta_2022: float) -> dict[str, TrainingCon
             "beta": beta_2022,
             **pairs,
         },
-        "all of May 2023": {"shared_head": True, "gradients": "shifted by a layer", **pairs},
+        "May 2023": {"shared_head": True, "gradients": "shifted by a layer", **pairs},
     }
     return {name: TrainingConfig(**base.model_dump() | change) for name, change in changes.items()}
 

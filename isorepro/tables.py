@@ -229,34 +229,25 @@ def readout_effect_table(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def tree_effect_table(effects: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """Return rows of :func:`isorepro.stacks.tree_effects` as a table to read.
+    """Return rows of :func:`isorepro.stacks.tree_effects` as a table to read: a row per attack and measure.
 
     Args:
         effects: the effects of one β.
         titles: measure → what it is called, in the order of the rows of an attack.
     """
     rows = effects[effects["measure"].isin(titles)]
-    order = {"tree": ["given", "learnt", "random"], "measure": list(titles)}
-    rows = rows.sort_values(
-        ["epsilon", "protocol", "measure", "tree"],
-        key=lambda column: column.map(order[column.name].index) if column.name in order else column,
-        kind="stable",
-    )
-    return pd.DataFrame(
-        {
-            "attack": [
-                f"{attack}, {protocol}" if epsilon else attack
-                for attack, protocol, epsilon in rows[["attack", "protocol", "epsilon"]].to_numpy()
-            ],
-            "measure": rows["measure"].map(titles),
-            "tree": rows["tree"],
-            "stack − flat": [interval(*row) for row in rows[["mean", "low", "high"]].to_numpy()],
-            "beyond random trees": [
-                interval(*row) if np.isfinite(row[0]) else "–"
-                for row in rows[["beyond", "beyond_low", "beyond_high"]].to_numpy()
-            ],
-        }
-    ).drop_duplicates()
+    rows = rows.assign(
+        attack=[
+            f"{attack}, {protocol}" if epsilon else attack
+            for attack, protocol, epsilon in rows[["attack", "protocol", "epsilon"]].to_numpy()
+        ],
+        title=rows["measure"].map(titles),
+        column=rows["tree"] + " tree",
+        text=[interval(*row, digits=2) for row in rows[["mean", "low", "high"]].to_numpy()],
+    ).drop_duplicates(["attack", "measure", "tree"])
+    order = [(attack, title) for attack in rows["attack"].unique() for title in titles.values()]
+    wide = rows.pivot(index=["attack", "title"], columns="column", values="text")
+    return wide.loc[order].rename_axis(index=["attack", "stack − flat"], columns=None).reset_index()
 
 
 def variant_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -274,7 +265,9 @@ def variant_table(summary: pd.DataFrame) -> pd.DataFrame:
     columns["level " + str(finest)] = pd.Series(
         [percent(*row) for row in ends.to_numpy()], index=ends.index, dtype=object
     )
-    attacked = summary[(summary["epsilon"] > 0) & (summary["level"] == finest)]
+    named = summary[["protocol", "attack"]].apply(tuple, axis=1)
+    shown = named.isin([("as released", "FGSM"), ("corrected", "PGD")])
+    attacked = summary[shown & (summary["level"] == finest)]
     for (protocol, attack), rows in attacked.groupby(["protocol", "attack"], sort=False):
         texts = [percent(*row) for row in rows[["mean", "low", "high"]].to_numpy()]
         columns[f"{attack}, {protocol}"] = pd.Series(texts, index=rows["variant"], dtype=object)
