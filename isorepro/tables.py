@@ -243,8 +243,12 @@ def tree_effect_table(effects: pd.DataFrame, titles: Mapping[str, str]) -> pd.Da
         ],
         title=rows["measure"].map(titles),
         column=rows["tree"] + " tree",
-        text=[interval(*row, digits=2) for row in rows[["mean", "low", "high"]].to_numpy()],
-    ).drop_duplicates(["attack", "measure", "tree"])
+        text=[
+            f"{mean:.2f} ({low:.2f} to {high:.2f})".replace("-", "−").replace(" (nan to nan)", "")
+            for mean, low, high in rows[["mean", "low", "high"]].to_numpy()
+        ],
+    )
+    rows = rows.sort_values(["epsilon", "protocol"], kind="stable").drop_duplicates(["attack", "measure", "tree"])
     order = [(attack, title) for attack in rows["attack"].unique() for title in titles.values()]
     wide = rows.pivot(index=["attack", "title"], columns="column", values="text")
     return wide.loc[order].rename_axis(index=["attack", "stack − flat"], columns=None).reset_index()
