@@ -193,8 +193,10 @@ def class_planes(points: pd.DataFrame, *, angle: str = "angle along the ring", n
     """
     titles, classes = list(points["space"].drop_duplicates()), list(points["class"].drop_duplicates())
     cells = [(name, title) for name in classes for title in titles]
-    height = 1.55 if narrow else 2.75
+    height = ((NARROW if narrow else WIDE) - 0.3) / len(titles) + 0.35
     figure, grid = _panels(len(cells), columns=len(titles), height=height, narrow=narrow)
+    # The usual layout does not know of squares and may cut titles off.
+    figure.set_layout_engine("compressed")
     for axes, (name, title) in zip(grid.flat, cells, strict=True):
         panel = points[(points["class"] == name) & (points["space"] == title)]
         place = (panel["angle"] / (2 * np.pi) * len(CYCLE)).astype(int) % len(CYCLE)
@@ -793,7 +795,10 @@ def distance_matrices(matrices: pd.DataFrame, *, narrow: bool = False) -> Figure
     """
     betas, levels = sorted(matrices["beta"].unique()), sorted(matrices["level"].unique())
     cells = [(beta, level) for beta in betas for level in levels]
-    figure, grid = _panels(len(cells), columns=len(levels), height=1.25 if narrow else 2.3, narrow=narrow)
+    height = ((NARROW if narrow else WIDE) - 0.3) / len(levels) + 0.35
+    figure, grid = _panels(len(cells), columns=len(levels), height=height, narrow=narrow)
+    # The usual layout does not know of squares and may cut titles off.
+    figure.set_layout_engine("compressed")
     for axes, (beta, level) in zip(grid.flat, cells, strict=True):
         rows = matrices[(matrices["beta"] == beta) & (matrices["level"] == level)]
         side = int(rows["row"].max()) + 1
