@@ -864,13 +864,13 @@ def phase_maps(summary: pd.DataFrame, *, titles: Mapping[tuple[str, str], str], 
 
 
 def _power(value: float) -> str:
-    """Return a positive number in at most four letters: 0.1, 14, 2·10⁵."""
-    exponent = int(np.floor(np.log10(value) + 1e-9))
-    if -2 <= exponent <= 2:
-        return f"{float(f'{value:.2g}'):g}"
-    leading = round(value / 10.0**exponent)
-    power = short_number(10.0**exponent) if abs(exponent) >= 4 else f"10{'⁻⁰¹²³⁴⁵⁶⁷⁸⁹'[exponent + 1]}"
-    return power if leading == 1 else f"{leading}·{power}"
+    """Return a positive number in few letters: 0.1, 14, 2·10⁵."""
+    rounded = float(f"{value:.2g}")
+    if 0.01 <= rounded < 1000:
+        return f"{rounded:g}"
+    leading, exponent = f"{rounded:.0e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if leading == "1" else f"{leading}·{power}"
 
 
 def level_curves(
