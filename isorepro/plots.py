@@ -954,6 +954,8 @@ def tree_distances(
     figure, grid = _panels(len(cells), columns=columns, height=1.9 if narrow else 2.3, narrow=narrow, share=True)
     radii = summary.loc[summary["epsilon"] > 0, "epsilon"]
     left = radii.min() / 3
+    # None near the left edge, where "none" stands.
+    ticks = [tick for tick in (0.03, 0.1, 0.3) if radii.min() <= tick <= radii.max()]
     for axes, ((protocol, attack), tree) in zip(grid.flat, cells, strict=True):
         shown = summary["attack"].isin([attack, "no attack"]) & (summary["protocol"] == protocol)
         panel = summary[shown & (summary["tree"] == tree)].sort_values("epsilon")
@@ -968,7 +970,7 @@ def tree_distances(
             axes.fill_between(line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.14, lw=0)
             axes.plot(line["epsilon"], line["mean"], **style)
         axes.set(xscale="log")
-        axes.set_xticks([left, 0.03, 0.1, 0.3], labels=["none", "0.03", "0.1", "0.3"])
+        axes.set_xticks([left, *ticks], labels=["none", *(f"{tick:g}" for tick in ticks)])
         axes.set_xlim(left / 1.3, 1.3 * radii.max())
         axes.minorticks_off()
         if narrow:
