@@ -713,7 +713,8 @@ def _network_style(network: str, beta: float, betas: Sequence[float]) -> dict[st
     style: dict[str, object] = {"color": colour, "label": f"{network}, {beta_name(beta)}"}
     if not beta:
         return style | {"linestyle": (0, (4, 1.5)), "marker": "o", "markerfacecolor": PAPER}
-    return style | {"marker": MARKERS[1 + sorted(betas).index(beta) % (len(MARKERS) - 1)]}
+    weights = sorted(weight for weight in betas if weight)
+    return style | {"marker": MARKERS[(weights.index(beta) + 1) % len(MARKERS)]}
 
 
 def level_measures(
