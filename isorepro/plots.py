@@ -193,8 +193,10 @@ def class_planes(points: pd.DataFrame, *, angle: str = "angle along the ring", n
     """
     titles, classes = list(points["space"].drop_duplicates()), list(points["class"].drop_duplicates())
     cells = [(name, title) for name in classes for title in titles]
-    height = 1.55 if narrow else 2.75
+    height = ((NARROW if narrow else WIDE) - 0.3) / len(titles) + 0.35
     figure, grid = _panels(len(cells), columns=len(titles), height=height, narrow=narrow)
+    # The usual layout does not know of squares and may cut titles off.
+    figure.set_layout_engine("compressed")
     for axes, (name, title) in zip(grid.flat, cells, strict=True):
         panel = points[(points["class"] == name) & (points["space"] == title)]
         place = (panel["angle"] / (2 * np.pi) * len(CYCLE)).astype(int) % len(CYCLE)
@@ -711,7 +713,8 @@ def _network_style(network: str, beta: float, betas: Sequence[float]) -> dict[st
     style: dict[str, object] = {"color": colour, "label": f"{network}, {beta_name(beta)}"}
     if not beta:
         return style | {"linestyle": (0, (4, 1.5)), "marker": "o", "markerfacecolor": PAPER}
-    return style | {"marker": MARKERS[1 + sorted(betas).index(beta) % (len(MARKERS) - 1)]}
+    weights = sorted(weight for weight in betas if weight)
+    return style | {"marker": MARKERS[(weights.index(beta) + 1) % len(MARKERS)]}
 
 
 def level_measures(
@@ -793,7 +796,10 @@ def distance_matrices(matrices: pd.DataFrame, *, narrow: bool = False) -> Figure
     """
     betas, levels = sorted(matrices["beta"].unique()), sorted(matrices["level"].unique())
     cells = [(beta, level) for beta in betas for level in levels]
-    figure, grid = _panels(len(cells), columns=len(levels), height=1.25 if narrow else 2.3, narrow=narrow)
+    height = ((NARROW if narrow else WIDE) - 0.3) / len(levels) + 0.35
+    figure, grid = _panels(len(cells), columns=len(levels), height=height, narrow=narrow)
+    # The usual layout does not know of squares and may cut titles off.
+    figure.set_layout_engine("compressed")
     for axes, (beta, level) in zip(grid.flat, cells, strict=True):
         rows = matrices[(matrices["beta"] == beta) & (matrices["level"] == level)]
         side = int(rows["row"].max()) + 1
@@ -859,13 +865,13 @@ def phase_maps(summary: pd.DataFrame, *, titles: Mapping[tuple[str, str], str], 
 
 
 def _power(value: float) -> str:
-    """Return a positive number in at most four letters: 0.1, 14, 2·10⁵."""
-    exponent = int(np.floor(np.log10(value) + 1e-9))
-    if -2 <= exponent <= 2:
-        return f"{float(f'{value:.2g}'):g}"
-    leading = round(value / 10.0**exponent)
-    power = short_number(10.0**exponent) if abs(exponent) >= 4 else f"10{'⁻⁰¹²³⁴⁵⁶⁷⁸⁹'[exponent + 1]}"
-    return power if leading == 1 else f"{leading}·{power}"
+    """Return a positive number in few letters: 0.1, 14, 2·10⁵."""
+    rounded = float(f"{value:.2g}")
+    if 0.01 <= rounded < 1000:
+        return f"{rounded:g}"
+    leading, exponent = f"{rounded:.0e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if leading == "1" else f"{leading}·{power}"
 
 
 def level_curves(
@@ -949,6 +955,8 @@ def tree_distances(
     figure, grid = _panels(len(cells), columns=columns, height=1.9 if narrow else 2.3, narrow=narrow, share=True)
     radii = summary.loc[summary["epsilon"] > 0, "epsilon"]
     left = radii.min() / 3
+    # None near the left edge, where "none" stands.
+    ticks = [tick for tick in (0.03, 0.1, 0.3) if radii.min() <= tick <= radii.max()]
     for axes, ((protocol, attack), tree) in zip(grid.flat, cells, strict=True):
         shown = summary["attack"].isin([attack, "no attack"]) & (summary["protocol"] == protocol)
         panel = summary[shown & (summary["tree"] == tree)].sort_values("epsilon")
@@ -963,7 +971,7 @@ def tree_distances(
             axes.fill_between(line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.14, lw=0)
             axes.plot(line["epsilon"], line["mean"], **style)
         axes.set(xscale="log")
-        axes.set_xticks([left, 0.03, 0.1, 0.3], labels=["none", "0.03", "0.1", "0.3"])
+        axes.set_xticks([left, *ticks], labels=["none", *(f"{tick:g}" for tick in ticks)])
         axes.set_xlim(left / 1.3, 1.3 * radii.max())
         axes.minorticks_off()
         if narrow:

@@ -1,5 +1,7 @@
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 
 import networkx as nx
 import numpy as np
@@ -511,3 +513,168 @@ def test_confusions_of_stacks_and_flat_networks_go_along_the_trees_together() ->
     for network in (stacks.STACK, stacks.FLAT):
         assert found[stacks.GIVEN, network, "all_distance"] == pytest.approx((6 * 2 + 2 * 4) / 8)
         assert found[stacks.GIVEN, network, "uniform_distance"] == pytest.approx((3 * 2 + 4 * 4) / 7)
+
+
+def test_criteria_hold_at_their_limits_for_means_over_seeds_and_each_kind_of_points_by_itself() -> None:
+    values = {(1.0, 1, "accuracy"): 0.875, (1.0, 1, "spearman"): 0.75, (1.0, 1, "stress"): 0.25}
+    rows = [
+        # Each seed is on another side of the limits; their mean lies on them.
+        (seed, beta, points, level, name, value + 0.125 * (2 * seed - 1))
+        for (beta, level, name), value in values.items()
+        for seed in (0, 1)
+        for points in (stacks.HELD_OUT, stacks.INNER)
+    ]
+    table = pd.DataFrame(rows, columns=["seed", "beta", "points", "level", "measure", "value"])
+    limits = {"least_accuracy": 0.875, "kept_spearman": 0.75, "kept_stress": 0.25}
+
+    def verdicts(table: pd.DataFrame, **changes: float) -> dict[str, tuple[int, int, str]]:
+        judged = stacks.cut_verdicts(table, **limits | changes)
+        assert judged["beta"].tolist() == [1.0, 1.0]
+        assert judged["levels"].tolist() == [1, 1]
+        return {row.points: (row.cut, row.kept, row.verdict) for row in judged.itertuples()}
+
+    both = dict.fromkeys([stacks.HELD_OUT, stacks.INNER], (1, 1, "holds at all 1 levels"))
+    assert verdicts(table) == both
+    assert set(verdicts(table, least_accuracy=0.876).values()) == {(0, 0, "does not hold")}
+    assert set(verdicts(table, kept_spearman=0.751).values()) == {(1, 0, "does not hold")}
+    assert set(verdicts(table, kept_stress=0.249).values()) == {(1, 0, "does not hold")}
+    worse = table["value"].where((table["points"] != stacks.INNER) | (table["measure"] != "accuracy"), 0.5)
+    assert verdicts(table.assign(value=worse)) == both | {stacks.INNER: (0, 0, "does not hold")}
+
+
+def test_key_numbers_are_named_after_points_network_and_level() -> None:
+    short = {stacks.TRAINING: "training", stacks.HELD_OUT: "held_out", stacks.INNER: "inner"}
+    names = ("accuracy", "spearman", "stress", "pearson", "points_share")
+    rows = [
+        (seed, beta, points, level, name, 100 * place + 10 * level + number + 0.1 * bool(beta) + 0.02 * seed)
+        for place, points in enumerate(short)
+        for beta in (0.0, 7.0)
+        for level in (1, 2)
+        for number, name in enumerate(names)
+        for seed in (0, 1)
+    ]
+    table = pd.DataFrame(rows, columns=["seed", "beta", "points", "level", "measure", "value"])
+    verdicts = pd.DataFrame(
+        [(points, beta, f"{name}, {beta:g}") for points, name in short.items() for beta in (0.0, 7.0)],
+        columns=["points", "beta", "verdict"],
+    )
+    numbers = stacks.key_numbers(table, verdicts)
+    expected: dict[str, object] = {}
+    for place, points in enumerate(short.values()):
+        for kind, beta in (("ce", 0), ("isometric", 7)):
+            expected[f"verdict_{points}_{kind}"] = f"{points}, {beta}"
+            for (number, name), level in itertools.product(enumerate(names[:3]), (1, 2)):
+                mean = 100 * place + 10 * level + number + 0.1 * bool(beta) + 0.01
+                expected[f"{name}_{points}_{kind}_{level}"] = pytest.approx(mean)
+    assert numbers == expected
+    fewer = stacks.key_numbers(table[table["points"] != stacks.INNER], verdicts[:4])
+    assert fewer == {name: value for name, value in expected.items() if "inner" not in name}
+
+
+def test_readout_effects_pair_the_seeds_of_each_measure_and_weight() -> None:
+    # Flat networks differ much between seeds, stacks go along with them.
+    rows = [
+        (text, beta, seed, 3, 1, name, 10 * seed + bool(text) * gain)
+        for (name, beta), gains in {
+            ("stress", 0.0): (0.5, 0.7), ("stress", 2.0): (-1.0, -3.0), ("spearman", 2.0): (0.25, 0.25),
+        }.items()
+        for seed, gain in enumerate(gains)
+        for text in ("", "[[[0],[1]]]")
+    ]  # fmt: skip
+    columns = ["hierarchy", "beta", "seed", "layers", "level", "measure", "value"]
+    found = stacks.readout_effects(stacks.named(pd.DataFrame(rows, columns=columns)), every=3)
+    assert "network" not in found
+    effects = found.set_index(["measure", "beta", "level"])
+    assert len(effects) == 3
+    assert set(effects["seeds"]) == {2}
+    # Mean ± t(0.975; 1) · half the difference of the two seeds.
+    for key, mean, half in ((("stress", 0.0, 1), 0.6, 0.1), (("stress", 2.0, 1), -2.0, 1.0)):
+        row = effects.loc[key]
+        assert row["mean"] == pytest.approx(mean)
+        assert row["low"] == pytest.approx(mean - 12.7062 * half, abs=1e-4)
+        assert row["high"] == pytest.approx(mean + 12.7062 * half, abs=1e-4)
+    assert effects.loc[("spearman", 2.0, 1), ["mean", "low", "high"]].tolist() == pytest.approx([0.25] * 3)
+
+
+def test_a_seed_without_a_value_is_left_out_of_tree_effects() -> None:
+    values = {
+        (stacks.GIVEN, stacks.STACK): (0.5, 0.9, math.nan),
+        (stacks.GIVEN, stacks.FLAT): (0.25, 0.25, 0.25),
+        (stacks.RANDOM, stacks.STACK): (0.5, math.nan, 0.5),
+        (stacks.RANDOM, stacks.FLAT): (0.5, 0.5, 0.75),
+    }
+    rows = [
+        (tree, network, 1.0, seed, CORRECTED, PGD, 0.1, "error_distance", value)
+        for (tree, network), both in values.items()
+        for seed, value in enumerate(both)
+    ]
+    keys = ["tree", "network", "beta", "seed", "protocol", "attack", "epsilon"]
+    found = stacks.tree_effects(pd.DataFrame(rows, columns=[*keys, "measure", "value"])).set_index("tree")
+    assert found["seeds"].to_dict() == {stacks.GIVEN: 2, stacks.RANDOM: 2}
+    # Given: 0.25 and 0.65 of seeds 0 and 1; random: 0 and −0.25 of seeds 0 and 2; together only seed 0.
+    assert found.loc[stacks.GIVEN, "mean"] == pytest.approx(0.45)
+    assert found.loc[stacks.GIVEN, "high"] == pytest.approx(0.45 + 12.7062 * 0.2, abs=1e-4)
+    assert found.loc[stacks.RANDOM, "mean"] == pytest.approx(-0.125)
+    assert found.loc[stacks.GIVEN, "beyond"] == pytest.approx(0.25)
+    assert math.isnan(found.loc[stacks.GIVEN, "beyond_low"])
+
+
+def test_spaces_of_levels_keep_distances_of_three_dimensions_and_name_points_by_their_pieces(
+    torus: TrainedModel,
+) -> None:
+    table = stacks.level_spaces(torus, test_size=120)
+    dataset = data.load("torus", test_size=120, seed=2)
+    pieces = group_of([HALVES, QUARTERS], dataset.test_labels)
+    angles = dataset.test_coordinates
+    assert angles is not None
+    mapped = [3.0 * cloud.detach() for cloud, _ in torus.model.levels(dataset.test_inputs)]
+    groups = dict(list(table.groupby(["level", "of"])))
+    assert groups.keys() == {(0, 1), (0, 2), (0, 3), (1, 1), (2, 2), (3, 3)}
+    for (level, of), rows in groups.items():
+        cloud = (mapped[level - 1] if level else dataset.test_inputs).double()
+        assert rows["piece"].tolist() == [label + 1 for label in pieces[of - 1]]
+        np.testing.assert_allclose(rows[["angle", "angle_2"]], angles, rtol=1e-6)
+        # Principal axes: the points' largest spreads, and for the data, of three dimensions, all distances.
+        spreads = np.linalg.svd((cloud - cloud.mean(0)).numpy(), compute_uv=False)[:3]
+        xyz = rows[["x", "y", "z"]].to_numpy()
+        np.testing.assert_allclose(np.linalg.norm(xyz - xyz.mean(0), axis=0), spreads, rtol=1e-3)
+        if level == 0:
+            found = torch.cdist(torch.tensor(xyz), torch.tensor(xyz))
+            torch.testing.assert_close(found.double(), torch.cdist(cloud, cloud), rtol=0, atol=1e-3)
+
+
+def test_planes_of_pieces_are_of_the_first_piece_away_from_cuts(torus: TrainedModel) -> None:
+    nearest = 4
+    table = stacks.piece_planes(torus, nearest=nearest)
+    dataset = data.load("torus", train_size=400, seed=2)
+    labels, known = (group_of([HALVES, QUARTERS], y) for y in (dataset.test_labels, dataset.train_labels))
+    near = NearestNeighbors(n_neighbors=nearest).fit(dataset.train_inputs.numpy())
+    around = near.kneighbors(dataset.test_inputs.numpy(), return_distance=False)
+    angles = dataset.test_coordinates
+    assert angles is not None
+    for level, (mapped, _) in enumerate(torus.model.levels(dataset.test_inputs)):
+        members = [
+            i for i, others in enumerate(around)
+            if labels[level][i] == 0 and all(known[level][k] == 0 for k in others)
+        ]  # fmt: skip
+        clouds = {False: dataset.test_inputs, True: 3.0 * mapped.detach()}
+        for is_mapped, cloud in clouds.items():
+            rows = table[(table["level"] == level + 1) & (table["mapped"] == is_mapped)]
+            np.testing.assert_allclose(rows["angle"], angles[members, 1], rtol=1e-6)
+            own = cloud[members].double().numpy()
+            spreads = np.linalg.svd(own - own.mean(0), compute_uv=False)[:2]
+            xy = rows[["x", "y"]].to_numpy()
+            np.testing.assert_allclose(np.linalg.norm(xy - xy.mean(0), axis=0), spreads, rtol=1e-3)
+        before, after = (
+            table[(table["level"] == level + 1) & (table["mapped"] == is_mapped)][["x", "y"]].to_numpy()
+            for is_mapped in (False, True)
+        )
+        assert ((before * after).sum(0) >= 0).all()
+
+
+@pytest.mark.parametrize("measurement", [stacks.level_spaces, partial(stacks.piece_planes, nearest=2)])
+def test_surfaces_only_have_spaces_of_levels(
+    measurement: Callable[[TrainedModel], pd.DataFrame], digits: TrainedModel
+) -> None:
+    with pytest.raises(InputError, match="dataset 'mnist' is not a surface with two known coordinates"):
+        measurement(digits)
