@@ -316,7 +316,7 @@ def cut_verdicts(
         kept = cut & (levels["spearman"] >= kept_spearman) & (levels["stress"] <= kept_stress)
         count, cuts, keeps = len(levels), int(cut.cumprod().sum()), int(kept.cumprod().sum())
         if keeps == count:
-            verdict = f"holds at all {count} levels"
+            verdict = f"holds at all {count} levels" if count > 1 else "holds"
         elif keeps:
             verdict = f"holds down to level {keeps} of {count}"
         else:

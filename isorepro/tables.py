@@ -70,11 +70,9 @@ def change(mean: float, low: float, high: float, *, percent: bool = False) -> st
             an interval (NaN ends) the text says so.
         percent: whether the difference is one of shares, told in points.
     """
-    if percent:
-        sizes = [f"{100 * value:.1f}" for value in (abs(mean), low, high)]
-        unit = " points"
-    else:
-        sizes, unit = [f"{value:.2f}" for value in (abs(mean), low, high)], ""
+    scale, digits, unit = (100, 1, " points") if percent else (1, 2, "")
+    # Adding 0 takes the sign from a zero that a small negative number was rounded to.
+    sizes = [f"{round(scale * value, digits) + 0:.{digits}f}" for value in (abs(mean), low, high)]
     if np.isnan(low):
         return (
             f"{'higher' if mean > 0 else 'lower'} by {sizes[0]}{unit} with a single seed, so without an interval"
