@@ -341,7 +341,8 @@ def key_numbers(table: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, float 
         InputError: networks of one kind are missing, or several β > 0.
     """
     if set(table["beta"] > 0) != {False, True} or table["beta"].nunique() != 2:
-        raise InputError(f"betas: 0 and one weight above 0 are needed, not {sorted(table['beta'].unique())}")
+        found = ", ".join(f"{beta:g}" for beta in sorted(table["beta"].unique()))
+        raise InputError(f"betas: must hold 0 and the weight above 0 compared with it, not only {found or 'none'}")
     short = {TRAINING: "training", HELD_OUT: "held_out", INNER: "inner"}
     numbers: dict[str, float | str] = {}
     for row in verdicts.to_dict("records"):
