@@ -227,11 +227,11 @@ def readout_effect_table(effects: pd.DataFrame) -> pd.DataFrame:
 
 
 def tree_effect_table(effects: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """Return rows of :func:`isorepro.stacks.tree_effects` as a table to read: a row per attack and measure.
+    """Return rows of :func:`isorepro.stacks.tree_effects` as a table to read: a row per attack and tree.
 
     Args:
         effects: the effects of one β.
-        titles: measure → what it is called, in the order of the rows of an attack.
+        titles: measure → the name of its column, in their order.
     """
     rows = effects[effects["measure"].isin(titles)]
     rows = rows.assign(
@@ -240,16 +240,16 @@ def tree_effect_table(effects: pd.DataFrame, titles: Mapping[str, str]) -> pd.Da
             for attack, protocol, epsilon in rows[["attack", "protocol", "epsilon"]].to_numpy()
         ],
         title=rows["measure"].map(titles),
-        column=rows["tree"] + " tree",
         text=[
             f"{mean:.2f} ({low:.2f} to {high:.2f})".replace("-", "−").replace(" (nan to nan)", "")
             for mean, low, high in rows[["mean", "low", "high"]].to_numpy()
         ],
     )
     rows = rows.sort_values(["epsilon", "protocol"], kind="stable").drop_duplicates(["attack", "measure", "tree"])
-    order = [(attack, title) for attack in rows["attack"].unique() for title in titles.values()]
-    wide = rows.pivot(index=["attack", "title"], columns="column", values="text")
-    return wide.loc[order].rename_axis(index=["attack", "stack − flat"], columns=None).reset_index()
+    names = rows["attack"].drop_duplicates().tolist()
+    order = pd.MultiIndex.from_product([names, ["given", "learnt", "random"]], names=["attack", "tree"])
+    wide = rows.pivot(index=["attack", "tree"], columns="title", values="text").loc[order]
+    return wide[list(titles.values())].rename_axis(columns=None).reset_index()
 
 
 def variant_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -263,10 +263,6 @@ def variant_table(summary: pd.DataFrame) -> pd.DataFrame:
     clean = summary[(summary["epsilon"] == 0) & (summary["protocol"] == "corrected")]
     for level, rows in clean.groupby("level"):
         columns[f"level {level}"] = rows.set_index("variant")["mean"]
-    ends = clean[clean["level"] == finest].set_index("variant")[["mean", "low", "high"]]
-    columns["level " + str(finest)] = pd.Series(
-        [percent(*row) for row in ends.to_numpy()], index=ends.index, dtype=object
-    )
     named = summary[["protocol", "attack"]].apply(tuple, axis=1)
     shown = named.isin([("as released", "FGSM"), ("corrected", "PGD")])
     attacked = summary[shown & (summary["level"] == finest)]
