@@ -275,9 +275,9 @@ def variant_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def percent(mean: float, low: float, high: float) -> str:
-    """Return a share and its 95 % interval in percent, without the sign; without the interval for one seed."""
+    """Return a share in percent, without the sign, and its 95 % interval in whole ones, if it has one."""
     text = f"{100 * mean:.1f}"
-    return text if np.isnan(low) else f"{text} ({100 * low:.1f} to {100 * high:.1f})"
+    return text if np.isnan(low) else f"{text} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def gradient_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -287,10 +287,10 @@ def gradient_table(summary: pd.DataFrame) -> pd.DataFrame:
         summary: rows of :func:`isorepro.structure.summary` by beta and level.
     """
     titles = {
-        "clean": "accuracy, no attack",
-        "summed": "FGSM, gradients summed",
-        "single": "FGSM, the level's own",
-        "agreement": "signs that agree",
+        "clean": "no attack",
+        "summed": "gradients summed",
+        "single": "the level's own",
+        "agreement": "equal signs",
     }
     rows = summary.assign(
         text=[percent(*row) for row in summary[["mean", "low", "high"]].to_numpy()],
@@ -298,7 +298,8 @@ def gradient_table(summary: pd.DataFrame) -> pd.DataFrame:
     )
     order = rows[["network", "level"]].drop_duplicates()
     wide = rows.pivot(index=["network", "level"], columns="measure", values="text")
-    return wide.loc[pd.MultiIndex.from_frame(order), list(titles)].rename(columns=titles).reset_index()
+    wide = wide.loc[pd.MultiIndex.from_frame(order), list(titles)].rename(columns=titles)
+    return wide.rename_axis(columns=None).reset_index()
 
 
 def effect_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
