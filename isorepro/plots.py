@@ -193,10 +193,7 @@ def class_planes(points: pd.DataFrame, *, angle: str = "angle along the ring", n
     """
     titles, classes = list(points["space"].drop_duplicates()), list(points["class"].drop_duplicates())
     cells = [(name, title) for name in classes for title in titles]
-    height = ((NARROW if narrow else WIDE) - 0.3) / len(titles) + 0.35
-    figure, grid = _panels(len(cells), columns=len(titles), height=height, narrow=narrow)
-    # The usual layout does not know of squares and may cut titles off.
-    figure.set_layout_engine("compressed")
+    figure, grid = _squares(len(cells), columns=len(titles), narrow=narrow)
     for axes, (name, title) in zip(grid.flat, cells, strict=True):
         panel = points[(points["class"] == name) & (points["space"] == title)]
         place = (panel["angle"] / (2 * np.pi) * len(CYCLE)).astype(int) % len(CYCLE)
@@ -796,10 +793,7 @@ def distance_matrices(matrices: pd.DataFrame, *, narrow: bool = False) -> Figure
     """
     betas, levels = sorted(matrices["beta"].unique()), sorted(matrices["level"].unique())
     cells = [(beta, level) for beta in betas for level in levels]
-    height = ((NARROW if narrow else WIDE) - 0.3) / len(levels) + 0.35
-    figure, grid = _panels(len(cells), columns=len(levels), height=height, narrow=narrow)
-    # The usual layout does not know of squares and may cut titles off.
-    figure.set_layout_engine("compressed")
+    figure, grid = _squares(len(cells), columns=len(levels), narrow=narrow)
     for axes, (beta, level) in zip(grid.flat, cells, strict=True):
         rows = matrices[(matrices["beta"] == beta) & (matrices["level"] == level)]
         side = int(rows["row"].max()) + 1
@@ -1050,6 +1044,15 @@ def _panels(
     grid = figure.subplots(rows, columns, squeeze=False, sharex=bool(share), sharey=share)
     for spare in grid.flat[count:]:
         spare.set_visible(False)
+    return figure, grid
+
+
+def _squares(count: int, *, columns: int, narrow: bool) -> tuple[Figure, np.ndarray]:
+    """Return a figure of ``count`` panels that will be squares, and their grid, as :func:`_panels`."""
+    height = ((NARROW if narrow else WIDE) - 0.3) / columns + 0.35
+    figure, grid = _panels(count, columns=columns, height=height, narrow=narrow)
+    # The usual layout does not know of squares and may cut titles off.
+    figure.set_layout_engine("compressed")
     return figure, grid
 
 

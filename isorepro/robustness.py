@@ -116,6 +116,13 @@ def nearest_radius(table: pd.DataFrame, epsilon: float) -> float:
     return float(min(radii, key=lambda radius: max(radius / epsilon, epsilon / radius)))
 
 
+def _one_level(table: pd.DataFrame) -> None:
+    # Rows of several levels would be averaged as if they were one.
+    levels = table["level"].unique().tolist() if "level" in table else []
+    if len(levels) > 1:
+        raise InputError(f"curves: must be those of one level of a stack, not of the levels {levels}")
+
+
 def readings(table: pd.DataFrame, epsilon: float) -> pd.DataFrame:
     """Read the curves at one radius and compare each β with β = 0, seed by seed.
 
@@ -126,7 +133,11 @@ def readings(table: pd.DataFrame, epsilon: float) -> pd.DataFrame:
     Returns:
         One row per protocol, attack and β: their columns, epsilon, mean, low and high (accuracy over seeds and
         its 95 % interval), seeds, gain, gain_low and gain_high (paired difference to β = 0; NaN for β = 0).
+
+    Raises:
+        InputError: curves of several levels of a stack.
     """
+    _one_level(table)
     by = ["protocol", "attack", "epsilon", "beta"]
     at = table[table["epsilon"].isin([0.0, nearest_radius(table, epsilon)])]
     level = stats.over_seeds(at, "accuracy", by, bounds=(0, 1))
@@ -145,7 +156,11 @@ def attack_failures(table: pd.DataFrame, guessing: float) -> pd.DataFrame:
     Returns:
         One row per protocol and attack: networks (their number) and failed (how many of them keep more than
         chance at the largest radius from :data:`ATTACK_LIMIT` on); empty if no radius is that large.
+
+    Raises:
+        InputError: curves of several levels of a stack.
     """
+    _one_level(table)
     reached = table[table["epsilon"] >= ATTACK_LIMIT]
     reached = reached[reached["epsilon"] == reached["epsilon"].max()]
     groups = reached.assign(failed=reached["accuracy"] > guessing).groupby(["protocol", "attack"], sort=False)

@@ -156,3 +156,20 @@ def test_the_curves_of_a_stack_attack_each_level_by_itself() -> None:
             ]
             assert found[RELEASED, FGSM, epsilon] == pytest.approx(accuracy(torch.cat(halves)))
     assert table[table["attack"] != CLEAN].groupby("level")["accuracy"].mean().nunique() == 3
+
+
+def test_curves_of_several_levels_are_not_read_as_if_they_were_one() -> None:
+    rows = [
+        (level, beta, seed, "corrected", attack, epsilon, 0.5)
+        for level in (1, 2)
+        for beta in (0.0, 1.0)
+        for seed in (0, 1)
+        for attack, epsilon in (("no attack", 0.0), ("PGD", 1.0))
+    ]
+    table = pd.DataFrame(rows, columns=["level", "beta", "seed", "protocol", "attack", "epsilon", "accuracy"])
+    one = table[table["level"] == 2]
+    assert len(robustness.readings(one, 1.0)) == 4
+    assert robustness.attack_failures(one, 0.1)["networks"].tolist() == [4]
+    for read in (robustness.readings, robustness.attack_failures):
+        with pytest.raises(InputError, match=r"must be those of one level of a stack, not of the levels \[1, 2\]"):
+            read(table, 0.1)
