@@ -50,6 +50,45 @@ def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Ten
     return functional.cross_entropy(logits, labels, reduction="sum"), logits
 
 
+def margin(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascend the largest wrong logit less the right one (Carlini & Wagner 2017), summed over the examples.
+
+    Unlike the cross-entropy, its gradient does not vanish where the network is very sure.
+    """
+    logits = model(images)
+    right = functional.one_hot(labels, logits.shape[1]).bool()
+    wrong = logits.masked_fill(right, -math.inf).amax(1)
+    return (wrong - logits[right]).sum(), logits
+
+
+def dlr(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascend the difference-of-logits ratio (Croce & Hein 2020), summed over the examples.
+
+    That is the margin over the difference of the largest and the third largest logit, so that no scale of the
+    logits changes it.
+
+    Raises:
+        InputError: fewer than four classes.
+    """
+    logits = model(images)
+    require_four_classes(logits.shape[1], "the difference-of-logits ratio")
+    top = logits.topk(3).values
+    right = functional.one_hot(labels, logits.shape[1]).bool()
+    wrong = logits.masked_fill(right, -math.inf).amax(1)
+    # As in the reference: a tie of the three is not divided by zero.
+    return ((wrong - logits[right]) / (top[:, 0] - top[:, 2] + 1e-12)).sum(), logits
+
+
+def require_four_classes(classes: int, what: str) -> None:
+    """Refuse a method that compares logits of four classes.
+
+    Raises:
+        InputError: fewer than four classes.
+    """
+    if classes < 4:
+        raise InputError(f"{what} needs at least 4 classes, not {classes}")
+
+
 def released_objective(clean: Tensor, *, beta: float, K: float, form: Form) -> Objective:
     """Return the objective of the released attacks: the training loss itself, isometry term included.
 

@@ -41,7 +41,9 @@ Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function with its positional and named arguments."""
 
 PACKAGE = Path(__file__).parent
-NUMERICAL_LIBRARIES = ("gudhi", "numpy", "POT", "scikit-learn", "scipy", "torch", "torchvision", "umap-learn")
+NUMERICAL_LIBRARIES = (
+    *("gudhi", "numpy", "POT", "pyautoattack", "scikit-learn", "scipy", "torch", "torchvision", "umap-learn"),
+)
 NOT_NUMERICAL = ("errors", "paths")
 """Modules that numerical ones import but that change no number."""
 
