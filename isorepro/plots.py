@@ -62,14 +62,20 @@ def robustness_curves(summary: pd.DataFrame, *, chance: float, narrow: bool = Fa
     drawn = summary[summary["epsilon"] > 0]
     panels = list(drawn[["protocol", "attack"]].drop_duplicates().itertuples(index=False, name=None))
     betas = sorted(drawn["beta"].unique())
-    columns = 1 if narrow else 2
+    many = len(panels) > 4
+    columns = (2 if many else 1) if narrow else (3 if many else 2)
     rows = -(-len(panels) // columns)
-    size = (NARROW, 2.5 * rows + 1.0) if narrow else (WIDE, 2.75 * rows + 0.5)
-    figure = Figure(figsize=size)
+    height = (1.7 if narrow else 2.0) if many else (2.5 if narrow else 2.75)
+    figure = Figure(figsize=(NARROW, height * rows + 1.0) if narrow else (WIDE, height * rows + 0.5))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for spare in grid.flat[len(panels) :]:
+        spare.set_visible(False)
     for axes, (protocol, attack) in zip(grid.flat, panels, strict=False):
         panel = drawn[(drawn["protocol"] == protocol) & (drawn["attack"] == attack)]
-        axes.set_title(f"{protocol.capitalize()}: {attack}")
+        title = f"{protocol.capitalize()}: {attack}"
+        if many:
+            title = f"{attack[0].upper()}{attack[1:]}" + f",\n{protocol}" * (protocol == "as released")
+        axes.set_title(title, fontsize=(7.5 if narrow else 9) if many else None)
         _beyond_attack_limit(axes)
         axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         for beta, style in zip(betas, _line_styles(betas), strict=True):
@@ -77,18 +83,65 @@ def robustness_curves(summary: pd.DataFrame, *, chance: float, narrow: bool = Fa
             axes.fill_between(line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0)
             axes.plot(line["epsilon"], line["mean"], **style, label=beta_name(beta))
         axes.set(xscale="log", ylim=(-0.02, 1.02))
-        axes.set_xticks([0.01, 0.03, 0.1, 0.3, 1], labels=["0.01", "0.03", "0.1", "0.3", "1"])
+        ticks = [0.01, 0.1, 1] if many else [0.01, 0.03, 0.1, 0.3, 1]
+        axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-    for axes in grid[:, 0]:
-        axes.set_ylabel("classification rate")
-    for axes in grid[-1]:
-        axes.set_xlabel("ε, L∞ radius on pixels in [0, 1]")
     first = grid.flat[0]
-    first.annotate("chance", (0.0105, chance + 0.015), color=MUTED, fontsize=8.5)
-    first.annotate(
-        "no classifier beats chance", (0.72, 0.98), color=MUTED, fontsize=8, rotation=90, ha="center", va="top"
-    )
+    first.annotate("chance", (0.0105, chance + 0.015), color=MUTED, fontsize=7 if many else 8.5)
+    if many:
+        figure.supylabel("classification rate", fontsize=10)
+        figure.supxlabel("ε, L∞ radius on pixels in [0, 1]", fontsize=10)
+    else:
+        for axes in grid[:, 0]:
+            axes.set_ylabel("classification rate")
+        for axes in grid[-1]:
+            axes.set_xlabel("ε, L∞ radius on pixels in [0, 1]")
+        first.annotate(
+            "no classifier beats chance", (0.72, 0.98), color=MUTED, fontsize=8, rotation=90, ha="center", va="top"
+        )
     _legend(figure, 3 if narrow else None)
+    return figure
+
+
+def attack_stages(summary: pd.DataFrame, differences: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Draw accuracy under attacks of growing strength, and its difference to cross-entropy: a row for each attack.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by stage, network, form and beta, stages and networks
+            in order; accuracies in [0, 1].
+        differences: rows of :func:`isorepro.stats.paired_differences` to β = 0, by stage and network.
+        narrow: panels below each other.
+    """
+    stages = list(summary["stage"].drop_duplicates())
+    networks = summary[["network", "form", "beta"]].drop_duplicates("network")
+    styles: dict[str, dict[str, Any]] = {}
+    for form, group in networks.groupby("form", sort=False):
+        betas = sorted(group["beta"])
+        for beta, style in zip(betas, _line_styles(betas), strict=True):
+            name = group.loc[group["beta"] == beta, "network"].item()
+            # The form tells itself by an empty marker, as cross-entropy does.
+            styles[name] = {"markerfacecolor": PAPER if form == "normalised" else style["color"], **style}
+    height = 0.55 + (0.09 * len(networks) + 0.3) * len(stages)
+    figure = Figure(figsize=(NARROW, 2 * height + 0.8) if narrow else (WIDE, height + 0.6))
+    first, second = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
+    offsets = dict(zip(styles, np.linspace(-0.36, 0.36, len(styles)), strict=True))
+    panels = {"accuracy": (first, summary, 1), "difference to CE, same seed (points)": (second, differences, 100)}
+    for label, (axes, table, scale) in panels.items():
+        for name, style in styles.items():
+            rows = table[table["network"] == name]
+            means = scale * rows["mean"]
+            reach = np.abs(scale * rows[["low", "high"]].to_numpy().T - means.to_numpy())
+            places = rows["stage"].map(stages.index) + offsets[name]
+            axes.errorbar(means, places, xerr=reach, elinewidth=1, label=name, **style | {"linestyle": ""})
+        axes.set(xlabel=label, ylim=(len(stages) - 0.5, -0.5))
+        axes.set_yticks(range(len(stages)), labels=[stage.replace(", ", ",\n") for stage in stages])
+        for between in np.arange(0.5, len(stages) - 1):
+            axes.axhline(between, color=GRID, lw=0.8)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    first.set_xlim(-0.02, 1.02)
+    second.axvline(0, color=INK, linestyle=(0, (4, 1.5)), lw=1)
+    _legend(figure, (2 if narrow else 4) if len(styles) > 4 else None)
     return figure
 
 
@@ -577,6 +630,9 @@ def measures_against_beta(
         for (name, line), style in zip(_series(panel).items(), _series_styles(), strict=False):
             axes.fill_between(line["beta"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0)
             axes.plot(line["beta"], line["mean"], **style, label=name)
+            if len(line) == 1:
+                # A band of one weight has no width.
+                axes.vlines(line["beta"], line["low"], line["high"], color=style["color"], lw=1.2)
         axes.set_title(title, fontsize=9.5)
         axes.set(xscale="log")
         axes.xaxis.set_major_locator(mpl.ticker.LogLocator(numticks=6))

@@ -100,6 +100,7 @@ def measure(
     models: Sequence[TrainedModel],
     function: Callable[..., pd.DataFrame],
     *,
+    beside: Sequence[TrainedModel | None] | None = None,
     jobs: int | None = None,
     **parameters: Any,
 ) -> pd.DataFrame:
@@ -108,6 +109,8 @@ def measure(
     Args:
         models: at least one network.
         function: a function of a module, called as ``function(model, **parameters)``.
+        beside: a second network for each, or None in its place, such as the source of a transferred attack; the
+            function is then called as ``function(model, second, **parameters)``.
         jobs: as in :func:`train_all`.
         parameters: its keyword arguments: numbers, strings, lists and dicts of them, None.
 
@@ -116,14 +119,20 @@ def measure(
         differ between the models as first columns.
 
     Raises:
-        InputError: no networks, a function that no module holds, or a parameter that is not plain data.
+        InputError: no networks, another number of them beside, a function that no module holds, or a parameter
+            that is not plain data.
     """
     if not models:
         raise InputError("measure: needs at least one network, not an empty list")
-    keys = [_measure_key(model.config, function, parameters) for model in models]
+    if beside is not None and len(beside) != len(models):
+        raise InputError(f"measure: needs as many networks beside as networks, {len(models)}, not {len(beside)}")
+    given = [(model,) if beside is None else (model, beside[place]) for place, model in enumerate(models)]
+    configs = [[model.config if model else None for model in each] for each in given]
+    keys = [_measure_key(each, function, parameters) for each in configs]
     tables = {key: kept for key in dict.fromkeys(keys) if (kept := _read_table(_table_path(key))) is not None}
-    todo = {key: model for key, model in zip(keys, models, strict=True) if key not in tables}
-    tasks = {key: (function, (model,), parameters) for key, model in todo.items()}
+    tasks: dict[str, Task] = {
+        key: (function, each, parameters) for key, each in zip(keys, given, strict=True) if key not in tables
+    }
     for key, table in _run(tasks, jobs, kept=len(tables), what=f"networks measured ({function.__name__})"):
         tables[key] = _write_table(_table_path(key), table)
     return _stacked(models, [tables[key] for key in keys])
@@ -190,7 +199,9 @@ def _code_of(tree: ast.Module) -> str:
     return ast.dump(tree)
 
 
-def _measure_key(config: TrainingConfig, function: Callable[..., Any], parameters: dict[str, Any]) -> str:
+def _measure_key(
+    configs: Sequence[TrainingConfig | None], function: Callable[..., Any], parameters: dict[str, Any]
+) -> str:
     name = f"{function.__module__}.{function.__qualname__}"
     if function.__module__ == "__main__" or "<" in function.__qualname__:
         raise InputError(f"measure: {name} must be a function of a module, so that its results can be kept")
@@ -203,7 +214,7 @@ def _measure_key(config: TrainingConfig, function: Callable[..., Any], parameter
             [source_fingerprint(f"isorepro.{m}") for m in everything],
         )
     try:
-        return _digest(model_key(config), name, parameters, source)
+        return _digest(*[model_key(config) if config else None for config in configs], name, parameters, source)
     except TypeError as error:
         raise InputError(f"measure: the parameters of {name} must be plain data: {error}") from None
 

@@ -302,6 +302,59 @@ def gradient_table(summary: pd.DataFrame) -> pd.DataFrame:
     return wide.rename_axis(columns=None).reset_index()
 
 
+def check_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return checks of attacks as a table to read: a row per check, a column per protocol, and what is allowed.
+
+    Args:
+        summary: rows of :func:`isorepro.health.summary`.
+    """
+
+    def worst(check: str, value: float) -> str:
+        if check == "gradients at the moved point":
+            return f"{value:.1f} steps"
+        if check in ("inside the ball", "inside the range"):
+            return f"{value:.2g}"
+        if check.startswith("no zero gradients"):
+            return f"{value:.0%} of images"
+        if check == "chance at ε = 0.5":
+            return f"{value:.1%}"
+        return f"{100 * value:.1f} points"
+
+    texts = [
+        f"✓ {row['passed']} of {row['networks']}"
+        if row["passed"] == row["networks"]
+        else f"✗ {row['passed']} of {row['networks']}, at worst {worst(row['check'], row['worst'])}"
+        for row in summary.to_dict("records")
+    ]
+    rows = summary.assign(text=texts)
+    order = list(dict.fromkeys(summary["check"]))
+    wide = rows.pivot(index="check", columns="protocol", values="text").loc[order]
+    wide = wide[list(dict.fromkeys(summary["protocol"]))]
+    sources = summary.drop_duplicates("check").set_index("check")["source"]
+    return wide.assign(**{"allowed, and why": sources}).rename_axis(columns=None).reset_index()
+
+
+def stage_table(stages: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies under attacks of growing strength as a table to read: a row per network and attack.
+
+    Args:
+        stages: rows of network and stage with mean, low, high (shares) and difference, difference_low,
+            difference_high (to cross-entropy, NaN for itself).
+    """
+    gains = stages[["difference", "difference_low", "difference_high"]].to_numpy()
+    return pd.DataFrame(
+        {
+            "network": stages["network"],
+            "attack": stages["stage"],
+            "rate, %": [percent(*row) for row in stages[["mean", "low", "high"]].to_numpy()],
+            "points above CE": [
+                "–" if np.isnan(mean) else f"{mean:+.1f}" + f" ({low:+.1f} to {high:+.1f})" * (not np.isnan(low))
+                for mean, low, high in 100 * gains
+            ],
+        }
+    ).map(lambda text: text.replace("-", "−"))
+
+
 def effect_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
     """Return the errors and effects of :func:`isorepro.boundary.verdicts` as a table to read.
 

@@ -1,0 +1,360 @@
+"""AutoAttack, attacks without gradients, and curves under every attack with the worst case of them all.
+
+AutoAttack is the package pyautoattack. It is slow, so that a part of the test images must do: another draw for
+each seed, one for all networks of a seed, so that intervals over seeds hold the variation of the images as well.
+"""
+
+import copy
+import itertools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from isorepro import attacks, data, hierarchy
+from isorepro.attacks import PIXELS, Objective
+from isorepro.errors import InputError
+from isorepro.robustness import CLEAN, CORRECTED, FGSM, ONE_GRADIENT_PGD, PGD, RELEASED
+from isorepro.training import TrainedModel, TrainingConfig, resolve_device
+
+MARGIN_PGD, DLR_PGD, TRAINING_LOSS_PGD = "PGD on the margin", "PGD on DLR", "PGD on the training loss"
+AUTOATTACK, TRANSFER, WORST_CASE = "AutoAttack", "transfer", "worst case"
+UNIFORM_NOISE, GAUSSIAN_NOISE = "uniform noise", "Gaussian noise"
+
+# The package warns of zero gradients, which have a check of their own.
+_SILENT = logging.Logger("pyautoattack")
+_SILENT.addHandler(logging.NullHandler())
+
+
+def uniform_noise(
+    images: Tensor, epsilon: float, *, bounds: tuple[float, float] = PIXELS, seed: int = 0
+) -> Tensor:
+    """Return images (N, …) with noise drawn uniformly from the ball of radius ε."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.empty(images.shape).uniform_(-1, 1, generator=generator).to(images)
+    return (images + epsilon * noise).clamp(*bounds)
+
+
+def gaussian_noise(
+    images: Tensor, epsilon: float, *, bounds: tuple[float, float] = PIXELS, seed: int = 0
+) -> Tensor:
+    """Return images (N, …) with Gaussian noise of standard deviation ε, cut at ±ε so that it stays in the ball."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.empty(images.shape).normal_(generator=generator).clamp(-1, 1).to(images)
+    return (images + epsilon * noise).clamp(*bounds)
+
+
+NOISE: dict[str, Callable[..., Tensor]] = {UNIFORM_NOISE: uniform_noise, GAUSSIAN_NOISE: gaussian_noise}
+
+
+def square(
+    model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, queries: int = 5000, seed: int = 0
+) -> Tensor:
+    """Attack by random squares, without gradients (Andriushchenko et al. 2020; the package pyautoattack).
+
+    Args:
+        model: images (B, channels, height, width) in [0, 1] → logits (B, classes).
+        images: (N, channels, height, width) in [0, 1].
+        labels: (N,), int64.
+        epsilon: L∞ radius > 0.
+        queries: forward passes for each image, ≥ 1.
+        seed: seed of the squares.
+
+    Returns:
+        Images of the same shape; those that were not fooled are unchanged.
+    """
+    from pyautoattack.square import SquareAttack
+
+    attack = SquareAttack(
+        model, n_queries=queries, eps=epsilon, seed=seed, device=images.device, resc_schedule=False
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        attacked: Tensor = attack.perturb(images, labels)
+    return attacked
+
+
+def autoattack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    iterations: int = 100,
+    queries: int = 5000,
+    seed: int = 0,
+) -> Tensor:
+    """Attack by the standard AutoAttack ensemble (Croce & Hein 2020; the package pyautoattack).
+
+    APGD on the cross-entropy, APGD on the targeted difference-of-logits ratio, targeted FAB, and Square, each on
+    the images that withstood the ones before; nine targets, or as many as there are other classes.
+
+    Args:
+        model: images (B, channels, height, width) in [0, 1] → logits (B, classes).
+        images: (N, channels, height, width) in [0, 1], all classified correctly.
+        labels: (N,), int64.
+        epsilon: L∞ radius > 0.
+        iterations: of APGD and FAB, for each target; the standard is 100.
+        queries: of Square; the standard is 5,000.
+        seed: seed of the starts and squares.
+
+    Returns:
+        Images of the same shape; those that were not fooled are unchanged.
+
+    Raises:
+        InputError: fewer than four classes.
+    """
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+
+    # FAB takes gradients of the parameters as well unless they want none.
+    model = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        classes = model(images[:1]).shape[1]
+    attacks.require_four_classes(classes, "AutoAttack (targeted APGD and FAB)")
+    targets = min(9, classes - 1)
+    shared: dict[str, Any] = {"n_iter": iterations, "eps": epsilon, "seed": seed, "device": images.device}
+    apgd = APGDAttack(model, **shared, logger=_SILENT)
+    targeted = APGDAttack_targeted(model, **shared, n_target_classes=targets, logger=_SILENT)
+    fab = FABAttack_PT(model, **shared, targeted=True, n_target_classes=targets)
+    ensemble = (
+        apgd.perturb,
+        targeted.perturb,
+        fab.perturb,
+        partial(square, model, epsilon=epsilon, queries=queries, seed=seed),
+    )
+    result = images.clone()
+    standing = torch.arange(len(images), device=images.device)
+    with torch.random.fork_rng():
+        for perturb in ensemble:
+            if len(standing):
+                found = perturb(images[standing], labels[standing])
+                fooled = ~attacks.correct_predictions(model, found, labels[standing])
+                result[standing[fooled]] = found[fooled]
+                standing = standing[~fooled]
+    return result
+
+
+def autoattack_curve(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Sequence[float],
+    *,
+    iterations: int = 100,
+    queries: int = 5000,
+    seed: int = 0,
+) -> Tensor:
+    """Run AutoAttack at several radii, each image through the whole ensemble about once.
+
+    From the largest radius down: what the ensemble cannot fool in a ball counts as standing in the smaller ones
+    that this ball holds, and an adversarial image that lies in a smaller ball as well counts there. The curve
+    falls by construction. An image that is misclassified without attack counts as fooled at every radius.
+
+    Args:
+        model, images, labels, iterations, queries, seed: as for :func:`autoattack`, images of any prediction.
+        epsilons: E radii above 0, strictly increasing.
+
+    Returns:
+        (E, N) bool: which images stand.
+
+    Raises:
+        InputError: fewer than four classes, or radii that do not increase from above 0.
+    """
+    if any(larger <= smaller for smaller, larger in itertools.pairwise([0.0, *epsilons])):
+        raise InputError(f"epsilons: must increase strictly from above 0, not {list(epsilons)}")
+    curve = torch.zeros(len(epsilons), len(images), dtype=torch.bool, device=images.device)
+    fooled = attacks.correct_predictions(model, images, labels).nonzero().squeeze(1)
+    distance = torch.full((len(images),), math.inf, device=images.device)
+    for index, epsilon in reversed(list(enumerate(epsilons))):
+        tried = fooled[distance[fooled] > epsilon]
+        if not len(tried):
+            continue
+        found = autoattack(
+            model,
+            images[tried],
+            labels[tried],
+            epsilon=epsilon,
+            iterations=iterations,
+            queries=queries,
+            seed=seed,
+        )
+        stands = attacks.correct_predictions(model, found, labels[tried])
+        curve[: index + 1, tried[stands]] = True
+        distance[tried] = (found - images[tried]).abs().flatten(1).amax(1)
+        distance[tried[stands]] = math.inf
+        fooled = fooled[~curve[index, fooled]]
+    return curve
+
+
+def curves(
+    trained: TrainedModel,
+    source: TrainedModel | None,
+    *,
+    epsilons: Sequence[float],
+    images: int,
+    pgd_steps: int = 40,
+    iterations: int = 100,
+    queries: int = 5000,
+) -> pd.DataFrame:
+    """Measure the classification rate of a flat network against ε under every attack, on the same images.
+
+    Args:
+        trained: the network.
+        source: a cross-entropy network of another seed, whose adversarial images are tried on this one; None
+            leaves the transferred attack out.
+        epsilons: L∞ radii on pixels in [0, 1] above 0, strictly increasing.
+        images: size of the stratified test subset.
+        pgd_steps: steps of each PGD.
+        iterations, queries: of AutoAttack.
+
+    Returns:
+        One row per protocol, attack and radius: protocol, attack, epsilon, accuracy in [0, 1] and images. "worst
+        case": the images that stand under every attack but the released PGD, whose steps leave the ball, at this
+        and all smaller radii. The clean accuracy is a row at ε = 0.
+
+    Raises:
+        InputError: a stack of several levels.
+    """
+    config, (inputs, labels), device = trained.config, *attacked_images(trained, images)
+    if labels.dim() > 1:
+        raise InputError(f"evaluation health: needs a flat network, not a stack of {len(labels)} levels")
+    model = trained.model.to(device)
+    target = model, inputs, labels
+    loss: dict[str, Any] = {"beta": config.beta, "K": config.K, "form": config.form}
+
+    def each(attack: Callable[[float], Tensor]) -> Tensor:
+        return torch.stack([attacks.correct_predictions(model, attack(radius), labels) for radius in epsilons])
+
+    def pgd(objective: Objective) -> Tensor:
+        attack = partial(attacks.pgd, steps=pgd_steps, objective=objective)
+        return attacks.nested_accuracy_curve(attack, *target, epsilons)
+
+    def on_training_loss(radius: float) -> Tensor:
+        return torch.cat(
+            [
+                attacks.pgd(
+                    model,
+                    x,
+                    y,
+                    epsilon=radius,
+                    steps=pgd_steps,
+                    objective=attacks.released_objective(x, **loss),
+                    # The batch stays together, since the isometry term compares its images.
+                    stop_when_fooled=False,
+                )
+                for x, y in zip(inputs.split(100), labels.split(100), strict=True)
+            ]
+        )
+
+    standing: dict[tuple[str, str], Tensor] = {
+        (RELEASED, FGSM): attacks.accuracy_curve(partial(attacks.released_fgsm, **loss), *target, epsilons),
+        (RELEASED, ONE_GRADIENT_PGD): attacks.accuracy_curve(
+            partial(attacks.released_pgd, **loss), *target, epsilons
+        ),
+        (CORRECTED, TRAINING_LOSS_PGD): each(on_training_loss),
+        (CORRECTED, FGSM): attacks.accuracy_curve(attacks.fgsm, *target, epsilons),
+        (CORRECTED, PGD): pgd(attacks.cross_entropy),
+        (CORRECTED, MARGIN_PGD): pgd(attacks.margin),
+        (CORRECTED, DLR_PGD): pgd(attacks.dlr),
+        (CORRECTED, AUTOATTACK): autoattack_curve(*target, epsilons, iterations=iterations, queries=queries),
+        **{(CORRECTED, name): each(partial(noisy, inputs)) for name, noisy in NOISE.items()},
+    }
+    if source is not None:
+        other = source.model.to(device)
+        standing[CORRECTED, TRANSFER] = each(
+            lambda radius: attacks.pgd(
+                other, inputs, labels, epsilon=radius, steps=pgd_steps, stop_when_fooled=False
+            )
+        )
+        other.cpu()
+    clean = attacks.correct_predictions(*target)
+    inside = [found for names, found in standing.items() if names != (RELEASED, ONE_GRADIENT_PGD)]
+    standing[CORRECTED, WORST_CASE] = worst_case(torch.stack([clean.expand_as(inside[0]), *inside]))
+    model.cpu()
+    rows = [(CORRECTED, CLEAN, 0.0, float(clean.double().mean()))]
+    for names, found in standing.items():
+        accuracies = found.double().mean(1).tolist()
+        rows += [(*names, *pair) for pair in zip(epsilons, accuracies, strict=True)]
+    return pd.DataFrame(rows, columns=["protocol", "attack", "epsilon", "accuracy"]).assign(images=len(inputs))
+
+
+def worst_case(standing: Tensor) -> Tensor:
+    """Return which images stand under every attack at this and every smaller radius: (A, E, N) → (E, N) bool."""
+    return standing.all(0).int().cummin(0).values.bool()
+
+
+def sign_shares(trained: TrainedModel, *, images: int) -> pd.DataFrame:
+    """Compare the sign of the released attacks' gradient with that of the cross-entropy, at the clean images.
+
+    Args:
+        trained: the network.
+        images: size of the stratified test subset, taken in batches of 100.
+
+    Returns:
+        One row: differing (share of the pixels to which both give a sign where the signs differ) and images.
+    """
+    config, (inputs, labels), device = trained.config, *attacked_images(trained, images)
+    model, labels = trained.model.to(device), finest_labels(labels)
+    differing = signed = 0
+    for x, y in zip(inputs.split(100), labels.split(100), strict=True):
+        loss = attacks.released_objective(x, beta=config.beta, K=config.K, form=config.form)
+        ours, theirs = (
+            attacks.input_gradient(objective, model, x, y)[0].sign() for objective in (attacks.cross_entropy, loss)
+        )
+        both = (ours != 0) & (theirs != 0)
+        differing, signed = differing + int((ours != theirs)[both].sum()), signed + int(both.sum())
+    model.cpu()
+    return pd.DataFrame({"differing": [differing / max(signed, 1)], "images": [len(inputs)]})
+
+
+def sources(models: Sequence[TrainedModel]) -> list[TrainedModel | None]:
+    """Return for each network the cross-entropy network that attacks are transferred from.
+
+    It is equal but for the isometry term and has the next seed, after the last the first; with a single seed the
+    cross-entropy networks have none.
+
+    Args:
+        models: networks among which there is one with β = 0 for every kind and seed.
+
+    Raises:
+        InputError: there is not.
+    """
+    seeds = sorted({model.config.seed for model in models})
+    by_kind = {_kind(model.config): model for model in models if not model.config.beta}
+    found: list[TrainedModel | None] = []
+    for model in models:
+        seed = seeds[(seeds.index(model.config.seed) + 1) % len(seeds)]
+        other = by_kind.get(_kind(model.config, seed))
+        if other is None:
+            raise InputError(f"betas: must hold 0 for every seed, which has no network with β = 0 for seed {seed}")
+        found.append(None if other.config == model.config else other)
+    return found
+
+
+def _kind(config: TrainingConfig, seed: int | None = None) -> str:
+    """Return what two networks share that differ in the isometry term alone."""
+    kept = config.model_dump() | {
+        "form": "raw",
+        "K": 1.0,
+        "beta": 0.0,
+        "seed": config.seed if seed is None else seed,
+    }
+    return repr(kept)
+
+
+def attacked_images(trained: TrainedModel, images: int) -> tuple[tuple[Tensor, Tensor], torch.device]:
+    """Return a stratified test subset with its labels, (N,) or (levels, N), and the device they are on."""
+    config, device = trained.config, resolve_device(trained.config.device)
+    dataset = data.load(config.dataset, test_size=images, seed=config.seed).to(device)
+    labels = hierarchy.level_labels(config.hierarchy, dataset.test_labels, len(dataset.classes))
+    return (dataset.test_inputs, labels if len(labels) > 1 else labels[0]), device
+
+
+def finest_labels(labels: Tensor) -> Tensor:
+    """Return the labels of the finest level: (N,) or (levels, N) → (N,)."""
+    return labels.view(-1, labels.shape[-1])[-1]
