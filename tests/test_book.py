@@ -150,6 +150,7 @@ FIGURES = {
     "decision_boundary": 2,
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
+    "evaluation_health": 4,
 }
 
 
@@ -270,6 +271,18 @@ def test_the_tables_of_stacks_are_complete(run: Path) -> None:
     variants = pd.read_csv(digits / "variants.csv")
     assert variants["variant"].nunique() == 9
     assert variants.groupby("variant").size().eq(3 * (2 + 3)).all()
+
+
+def test_the_tables_of_the_evaluations_health_are_complete(run: Path) -> None:
+    results = run / "results"
+    curves = pd.read_csv(results / "evaluation_health/curves_by_seed.csv")
+    assert len(curves) == 3 * 2 * (1 + 12 * 3)  # networks × seeds × (clean + attacks × radii)
+    assert pd.read_csv(results / "evaluation_health/signs_by_seed.csv")["differing"].between(0, 1).all()
+    for name, networks in {"evaluation_health": 6, "mnist_robustness": 4, "mnist_hierarchy": 8}.items():
+        checks = pd.read_csv(results / name / "checks.csv")
+        assert checks["networks"].eq(networks).all(), name
+        assert len(checks) == 2 * 12
+    assert len(pd.read_csv(results / "torus/checks.csv")) == 9
 
 
 def test_a_second_call_does_nothing_again(run: Path, output: Path) -> None:

@@ -74,6 +74,49 @@ def test_robustness_curves_draw_the_table(narrow: bool) -> None:
     assert figure.get_size_inches()[0] == (style.NARROW if narrow else style.WIDE)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_many_attacks_have_small_panels_that_share_their_labels(narrow: bool) -> None:
+    one = summary([0.0, 1.0]).query("protocol == 'corrected'")
+    table = pd.concat([one.assign(attack=f"attack {number}") for number in range(7)])
+    table.loc[table["attack"] == "attack 0", "protocol"] = "as released"
+    with style.house_style():
+        figure = plots.robustness_curves(table, chance=0.1, narrow=narrow)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    titles = [axes.get_title(loc="left") for axes in shown]
+    assert titles == ["Attack 0,\nas released", *[f"Attack {number}" for number in range(1, 7)]]
+    assert len({round(axes.get_position().x0, 2) for axes in shown}) == (2 if narrow else 3)
+    assert (figure.get_supylabel(), figure.get_supxlabel()[:1]) == ("classification rate", "ε")
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_stages_of_attack_draw_accuracies_and_differences_with_their_intervals(narrow: bool) -> None:
+    networks = {"CE": ("raw", 0.0), "β = 1": ("raw", 1.0), "normalised, β = 10⁴": ("normalised", 1e4)}
+    rows = [
+        (stage, name, form, beta, 0.1 * place + 0.2, 0.1 * place + 0.15, 0.1 * place + 0.3)
+        for stage in ("first, weak", "second")
+        for place, (name, (form, beta)) in enumerate(networks.items())
+    ]
+    kept = pd.DataFrame(rows, columns=["stage", "network", "form", "beta", "mean", "low", "high"])
+    gains = kept[kept["beta"] > 0].assign(mean=-0.05, low=-0.1, high=0.02)
+    with style.house_style():
+        figure = plots.attack_stages(kept, gains, narrow=narrow)
+    accuracy, difference = figure.axes
+    for axes, table, scale in ((accuracy, kept, 1), (difference, gains, 100)):
+        drawn = {bars.get_label(): bars for bars in axes.containers}
+        for name, own in table.groupby("network"):
+            points, _, (reach,) = drawn[name].lines
+            np.testing.assert_allclose(np.asarray(points.get_xdata(), float), scale * own["mean"].to_numpy())
+            ends = np.array([segment[:, 0] for segment in reach.get_segments()])
+            np.testing.assert_allclose(ends, scale * own[["low", "high"]].to_numpy(), atol=1e-9)
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == ["first,\nweak", "second"]
+    assert accuracy.get_ylim() == (1.5, -0.5)  # the first attack above
+    table = tables.stage_table(
+        kept.assign(difference=[float("nan"), -0.05, 0.25] * 2, difference_low=-0.1, difference_high=0.5)
+    )
+    assert table["points above CE"].tolist()[:3] == ["–", "−5.0 (−10.0 to +50.0)", "+25.0 (−10.0 to +50.0)"]
+    assert table["rate, %"].tolist()[0] == "20.0 (15 to 30)"
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
 def test_any_number_of_weights_can_be_drawn(count: int) -> None:
     with style.house_style():

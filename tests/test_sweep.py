@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from isorepro import paths, robustness, stacks, sweep
+from isorepro import health, paths, robustness, stacks, sweep
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, TrainingConfig, train
 
@@ -141,6 +141,21 @@ def test_measurements_are_kept_by_function_and_parameters(cache: Path) -> None:
     pd.testing.assert_frame_equal(of_third, alone, check_exact=True)
     sweep.measure(models, robustness.curves, jobs=1, epsilons=EPSILONS, pgd_steps=3, test_size=100)
     assert len(files(cache)) == len(written) + 4
+
+
+def test_a_network_beside_is_handed_over_and_is_part_of_the_key(cache: Path) -> None:
+    models = sweep.train_all(CONFIGS[:2], jobs=1)
+    options = {"epsilon": 0.1, "epsilons": [0.1], "images": 20, "pgd_steps": 2, "queries": 0}
+    each = [models[1], None]
+    found = sweep.measure(models, health.attack_checks, beside=each, jobs=2, **options)
+    written = len(files(cache))
+    alone = [health.attack_checks(model, other, **options) for model, other in zip(models, each, strict=True)]
+    assert found["measured"].tolist() == pd.concat(alone)["measured"].tolist()
+    assert found["check"].eq("no transfer is better").sum() == 2  # of the first network, both protocols
+    sweep.measure(models, health.attack_checks, beside=[models[0], None], jobs=1, **options)
+    assert len(files(cache)) == written + 1
+    with pytest.raises(InputError, match="needs as many networks beside as networks, 2, not 1"):
+        sweep.measure(models, health.attack_checks, beside=[None], **options)
 
 
 def test_an_interrupted_sweep_keeps_what_was_finished(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,238 @@
+import copy
+
+import pandas as pd
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from pyautoattack.autopgd_base import APGDAttack
+from scipy import stats
+from torch import Tensor, nn
+
+from isorepro import attacks, data, ensemble
+from isorepro.errors import InputError
+from isorepro.models import Stack
+from isorepro.training import TrainedModel, TrainingConfig
+
+Images = tuple[Tensor, Tensor]
+SHORT = {"iterations": 8, "queries": 60}
+
+
+def separate(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """Which images one run of the ensemble at one radius leaves standing."""
+    standing = attacks.correct_predictions(model, images, labels)
+    found = ensemble.autoattack(model, images[standing], labels[standing], epsilon=epsilon, **SHORT)
+    result = standing.clone()
+    result[standing] = attacks.correct_predictions(model, found, labels[standing])
+    return result
+
+
+def test_the_ensemble_is_the_standard_one(trained: TrainedModel, images_and_labels: Images) -> None:
+    images, labels = images_and_labels[0][:8], images_and_labels[1][:8]
+    right = attacks.correct_predictions(trained.model, images, labels)
+    # A copy, since the package leaves gradients on the parameters.
+    standard = AutoAttack(
+        copy.deepcopy(trained.model), eps=0.06, seed=0, device=torch.device("cpu"), version="standard"
+    )
+    expected, _ = standard.run_standard_evaluation(images, labels)
+    found = ensemble.autoattack(trained.model, images[right], labels[right], epsilon=0.06)
+    changed = (found != images[right]).flatten(1).any(1)
+    assert 0 < changed.sum() < len(changed)
+    torch.testing.assert_close(found, expected[right], rtol=0, atol=1e-6)
+
+
+def test_the_curve_equals_separate_runs(trained: TrainedModel, images_and_labels: Images) -> None:
+    images, labels = images_and_labels[0][:30], images_and_labels[1][:30]
+    radii = [0.01, 0.04, 0.08, 0.3]
+    curve = ensemble.autoattack_curve(trained.model, images, labels, radii, **SHORT)
+    expected = torch.stack([separate(trained.model, images, labels, radius) for radius in radii])
+    assert 0.1 < expected[1:3].double().mean() < 0.9
+    assert torch.equal(curve, expected)
+
+
+def test_the_curve_falls_and_no_image_meets_the_ensemble_again_once_it_stood(
+    trained: TrainedModel, images_and_labels: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = images_and_labels[0][:40], images_and_labels[1][:40]
+    runs: list[Tensor] = []
+    original = ensemble.autoattack
+
+    def counted(model: nn.Module, tried: Tensor, *rest: object, **options: object) -> Tensor:
+        runs.append(tried)
+        return original(model, tried, *rest, **options)
+
+    monkeypatch.setattr(ensemble, "autoattack", counted)
+    curve = ensemble.autoattack_curve(trained.model, images, labels, [0.02, 0.06, 0.2], **SHORT)
+    assert (curve[:-1] >= curve[1:]).all()
+    for index, tried in enumerate(runs[1:], start=1):
+        # What stood at the larger radius is not attacked at the smaller one.
+        stood = images[curve[3 - index]]
+        assert not any(torch.equal(one, other) for one in tried for other in stood)
+
+
+def test_attacks_stay_in_the_ball_and_change_nothing_around_them(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels[0][:10], images_and_labels[1][:10]
+    state, before = torch.get_rng_state(), [copy.deepcopy(p.grad) for p in trained.model.parameters()]
+    for found in (
+        ensemble.autoattack(trained.model, images, labels, epsilon=0.07, **SHORT),
+        ensemble.square(trained.model, images, labels, epsilon=0.07, queries=50),
+    ):
+        assert (found - images).abs().max() <= 0.07 + 1e-6
+        assert found.min() >= 0
+        assert found.max() <= 1
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.requires_grad for p in trained.model.parameters())
+    for parameter, gradient in zip(trained.model.parameters(), before, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("radii", [[0.1, 0.1], [0.2, 0.1], [0.0, 0.1]])
+def test_radii_that_do_not_grow_from_above_zero_are_refused(
+    trained: TrainedModel, images_and_labels: Images, radii: list[float]
+) -> None:
+    with pytest.raises(InputError, match="epsilons: must increase strictly from above 0"):
+        ensemble.autoattack_curve(trained.model, *images_and_labels, radii)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_below_four_classes_the_ensemble_and_the_ratio_are_refused(classes: int) -> None:
+    model, images, labels = Stack(784, (classes,)), torch.rand(2, 1, 28, 28), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(InputError, match=rf"AutoAttack .*needs at least 4 classes, not {classes}"):
+        ensemble.autoattack(model, images, labels, epsilon=0.1)
+    with pytest.raises(InputError, match=rf"difference-of-logits ratio needs at least 4 classes, not {classes}"):
+        attacks.dlr(model, images, labels)
+
+
+def test_four_classes_are_enough() -> None:
+    torch.manual_seed(0)
+    model, images = Stack(784, (4,)), torch.rand(6, 1, 28, 28)
+    labels = model(images).argmax(1)
+    found = ensemble.autoattack(model, images, labels, epsilon=0.4, **SHORT)
+    assert (model(found).argmax(1) != labels).any()
+
+
+def test_the_ratio_is_that_of_the_package_and_the_margin_its_numerator(trained: TrainedModel) -> None:
+    images, labels = torch.rand(50, 1, 28, 28), torch.arange(50) % 10
+    logits = trained.model(images)
+    expected = APGDAttack(trained.model, eps=0.1).dlr_loss(logits, labels)
+    torch.testing.assert_close(attacks.dlr(trained.model, images, labels)[0], expected.sum())
+    rows = logits.tolist()
+    margins = [
+        max(z for place, z in enumerate(row) if place != label) - row[label]
+        for row, label in zip(rows, labels.tolist(), strict=True)
+    ]
+    assert attacks.margin(trained.model, images, labels)[0].item() == pytest.approx(sum(margins), rel=1e-5)
+
+
+def test_noise_has_its_distribution_and_stays_in_the_ball() -> None:
+    grey = torch.full((40, 1, 28, 28), 0.5)
+    uniform = (ensemble.uniform_noise(grey, 0.2) - 0.5).flatten().double() / 0.2
+    assert stats.kstest(uniform.numpy(), stats.uniform(-1, 2).cdf).pvalue > 0.01
+    gaussian = (ensemble.gaussian_noise(grey, 0.2) - 0.5).flatten().double() / 0.2
+    assert gaussian.abs().max() <= 1 + 1e-6
+    inner = gaussian[gaussian.abs() < 0.999].numpy()
+    assert stats.kstest(inner, stats.truncnorm(-0.999, 0.999).cdf).pvalue > 0.01
+    assert (gaussian.abs() > 0.999).double().mean().item() == pytest.approx(2 * stats.norm.sf(1), abs=0.01)
+    for noisy in ensemble.NOISE.values():
+        dark = noisy(torch.zeros(2, 1, 28, 28), 0.3)
+        assert dark.min() >= 0
+        assert torch.equal(noisy(grey, 0.1, seed=3), noisy(grey, 0.1, seed=3))
+        assert not torch.equal(noisy(grey, 0.1, seed=3), noisy(grey, 0.1, seed=4))
+
+
+def test_the_worst_case_is_the_mean_of_the_minimum_over_attacks_and_smaller_radii() -> None:
+    standing = torch.rand(4, 5, 60, generator=torch.Generator().manual_seed(1)) < 0.9
+    expected = torch.zeros(5, 60, dtype=torch.bool)
+    for radius in range(5):
+        for image in range(60):
+            expected[radius, image] = all(
+                bool(standing[attack, smaller, image]) for attack in range(4) for smaller in range(radius + 1)
+            )
+    found = ensemble.worst_case(standing)
+    assert torch.equal(found, expected)
+    # Not the minimum of the means, which is higher.
+    assert (found.double().mean(1) < standing.double().mean(2).min(0).values).all()
+
+
+@pytest.fixture(scope="module")
+def table(trained: TrainedModel) -> pd.DataFrame:
+    return ensemble.curves(trained, trained, epsilons=[0.03, 0.08, 0.5], images=40, pgd_steps=8, **SHORT)
+
+
+def test_curves_hold_every_attack_and_the_worst_case_is_below_all_in_the_ball(table: pd.DataFrame) -> None:
+    names = table.loc[table["epsilon"] > 0, ["protocol", "attack"]].drop_duplicates()
+    assert len(names) == 12
+    wide = table[table["epsilon"] > 0].pivot(index="epsilon", columns=["protocol", "attack"], values="accuracy")
+    inside = wide.drop(columns=[("as released", "one-gradient PGD")])
+    worst = wide["corrected", "worst case"]
+    assert (inside.ge(worst, axis=0)).all().all()
+    assert worst.is_monotonic_decreasing
+    assert worst.loc[0.5] == 0
+    assert wide["corrected", "uniform noise"].loc[0.03] > worst.loc[0.03]
+    assert table["images"].eq(40).all()
+
+
+def test_curves_are_those_of_the_attacks_one_by_one(trained: TrainedModel, table: pd.DataFrame) -> None:
+    dataset = data.load("mnist", test_size=40, seed=trained.config.seed)
+    images, labels = dataset.test_inputs, dataset.test_labels
+    found = table.set_index(["protocol", "attack", "epsilon"])["accuracy"]
+
+    def accuracy(points: Tensor) -> float:
+        return attacks.correct_predictions(trained.model, points, labels).double().mean().item()
+
+    assert found["corrected", "no attack", 0.0] == accuracy(images)
+    assert found["corrected", "FGSM", 0.08] == accuracy(attacks.fgsm(trained.model, images, labels, epsilon=0.08))
+    on_loss = attacks.pgd(
+        trained.model, images, labels, epsilon=0.08, steps=8, stop_when_fooled=False,
+        objective=attacks.released_objective(images, beta=0.1, K=10.0, form="raw"),
+    )  # fmt: skip
+    assert found["corrected", "PGD on the training loss", 0.08] == accuracy(on_loss)
+    # Transferred from itself, PGD is PGD that goes on to its end.
+    direct = attacks.pgd(trained.model, images, labels, epsilon=0.08, steps=8, stop_when_fooled=False)
+    assert found["corrected", "transfer", 0.08] == accuracy(direct)
+
+
+def test_a_stack_is_refused() -> None:
+    config = TrainingConfig(hierarchy=[[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]], device="cpu")
+    stack = TrainedModel(config, Stack(784, (2, 10)), pd.DataFrame(), 0.0)
+    with pytest.raises(InputError, match="needs a flat network, not a stack of 2 levels"):
+        ensemble.curves(stack, None, epsilons=[0.1], images=20)
+
+
+def test_signs_differ_by_the_isometry_term_alone(trained: TrainedModel) -> None:
+    dataset = data.load("mnist", test_size=200, seed=trained.config.seed)
+    differing = total = 0
+    for start in (0, 100):
+        images, labels = (part[start : start + 100] for part in (dataset.test_inputs, dataset.test_labels))
+        released = attacks.released_objective(images, beta=0.1, K=10.0, form="raw")
+        one, _ = attacks.input_gradient(attacks.cross_entropy, trained.model, images, labels)
+        two, _ = attacks.input_gradient(released, trained.model, images, labels)
+        for a, b in zip(one.flatten().tolist(), two.flatten().tolist(), strict=True):
+            differing += a * b < 0
+            total += a * b != 0
+    found = ensemble.sign_shares(trained, images=200)
+    assert found["differing"].item() == pytest.approx(differing / total)
+    assert 0.01 < differing / total < 0.6
+    plain = TrainedModel(TrainingConfig(device="cpu"), trained.model, trained.history, 0.0)
+    assert ensemble.sign_shares(plain, images=200)["differing"].item() == 0
+
+
+def test_sources_are_cross_entropy_networks_of_the_next_seed() -> None:
+    def network(**fields: object) -> TrainedModel:
+        return TrainedModel(TrainingConfig(**fields), Stack(2, (2,), width=2, depth=1), pd.DataFrame(), 0.0)
+
+    models = [network(beta=beta, seed=seed, K=10.0) for beta in (0.0, 0.1) for seed in (3, 5, 8)]
+    models += [network(beta=1e5, seed=3, form="normalised")]
+    found = ensemble.sources(models)
+    assert [(other.config.beta, other.config.seed) for other in found] == [
+        (0.0, seed) for seed in (5, 8, 3, 5, 8, 3, 5)
+    ]
+    alone = ensemble.sources([network(beta=0.0), network(beta=0.5)])
+    assert alone[0] is None
+    assert alone[1].config.beta == 0
+    with pytest.raises(InputError, match="betas: must hold 0 for every seed"):
+        ensemble.sources([network(beta=0.5)])
+    with pytest.raises(InputError, match="betas: must hold 0 for every seed"):
+        ensemble.sources([network(beta=0.0), network(beta=0.0, seed=1), network(beta=0.1, depth=2)])
