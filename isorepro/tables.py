@@ -308,30 +308,29 @@ def check_table(summary: pd.DataFrame) -> pd.DataFrame:
     Args:
         summary: rows of :func:`isorepro.health.summary`.
     """
-
-    def worst(check: str, value: float) -> str:
-        if check == "gradients at the moved point":
-            return f"{value:.1f} steps"
-        if check in ("inside the ball", "inside the range"):
-            return f"{value:.2g}"
-        if check.startswith("no zero gradients"):
-            return f"{value:.0%} of images"
-        if check == "chance at ε = 0.5":
-            return f"{value:.1%}"
-        return f"{100 * value:.1f} points"
-
+    counts = [f"{passed} of {all_}" for passed, all_ in summary[["passed", "networks"]].to_numpy()]
     texts = [
-        f"✓ {row['passed']} of {row['networks']}"
-        if row["passed"] == row["networks"]
-        else f"✗ {row['passed']} of {row['networks']}, at worst {worst(row['check'], row['worst'])}"
-        for row in summary.to_dict("records")
+        f"✓ {count}" if passed == networks else f"✗ {count} ({_measured(check, worst)})"
+        for count, passed, networks, check, worst in zip(
+            counts, summary["passed"], summary["networks"], summary["check"], summary["worst"], strict=True
+        )
     ]
-    rows = summary.assign(text=texts)
-    order = list(dict.fromkeys(summary["check"]))
-    wide = rows.pivot(index="check", columns="protocol", values="text").loc[order]
-    wide = wide[list(dict.fromkeys(summary["protocol"]))]
-    sources = summary.drop_duplicates("check").set_index("check")["source"]
-    return wide.assign(**{"allowed, and why": sources}).rename_axis(columns=None).reset_index()
+    wide = summary.assign(text=texts).pivot(index="check", columns="protocol", values="text")
+    wide = wide.loc[list(dict.fromkeys(summary["check"])), list(dict.fromkeys(summary["protocol"]))]
+    least = summary.groupby("check", sort=False)["threshold"].min()
+    allowed = pd.Series({check: f"≤ {_measured(check, value)}" for check, value in least.items()})
+    return wide.assign(allowed=allowed).rename_axis(columns=None).reset_index()
+
+
+def _measured(check: object, value: float) -> str:
+    """Return what a check measured, or allows, with its unit."""
+    if check == "gradients at the moved point":
+        return f"{value:.1f} steps"
+    if check in ("inside the ball", "inside the range"):
+        return f"{value:.1g}" if value < 1e-3 else f"{value:.2f}"
+    if str(check).startswith("no zero gradients"):
+        return f"{value:.0%} of images"
+    return f"{100 * value:.1f} points" if check != "chance at ε = 0.5" else f"{value:.1%}"
 
 
 def stage_table(stages: pd.DataFrame) -> pd.DataFrame:

@@ -352,5 +352,6 @@ def test_the_table_of_checks_tells_passed_failed_and_worst() -> None:
     counted = health.summary(pd.DataFrame(rows, columns=columns))
     assert counted[["networks", "passed"]].to_numpy().tolist() == [[2, 1], [1, 0], [2, 2], [1, 1]]
     shown = tables.check_table(counted)
-    assert shown["as released"].tolist() == ["✗ 1 of 2, at worst 20.0 points", "✗ 0 of 1, at worst 0.2"]
+    assert shown["as released"].tolist() == ["✗ 1 of 2 (20.0 points)", "✗ 0 of 1 (0.20)"]
     assert shown["corrected"].tolist() == ["✓ 2 of 2", "✓ 1 of 1"]
+    assert shown["allowed"].tolist() == ["≤ 1.0 points", "≤ 0.01"]
