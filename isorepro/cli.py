@@ -1,4 +1,4 @@
-"""The command line: ``isorepro reproduce | list | clean``."""
+"""The command line: ``isorepro reproduce | verify | publish | list | clean``."""
 
 import shutil
 import sys
@@ -56,6 +56,55 @@ def reproduce(
     print(f"tables and figures: {_shown(planned.folder / 'results')}")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     print(f"open it:  {opener} {_shown(index)}   (or: make serve PROFILE={planned.folder.name})")
+
+
+@app.command()
+def verify(
+    profile: Annotated[str, typer.Option(help="Whose run: smoke, quick or paper.")] = "paper",
+    only: Annotated[list[str] | None, typer.Option(help="Compare this notebook only; may be repeated.")] = None,
+) -> None:
+    """Compare a finished run with the published numbers; exit 1 if one moved beyond what seeds explain."""
+    from isorepro import profiles, reference
+
+    planned = profiles.plan(profile)
+    if profile not in reference.published():
+        known = ", ".join(reference.published()) or "(none)"
+        raise InputError(f"profile '{profile}' has no published numbers: there are some for {known}")
+    if not (planned.folder / "results").is_dir():
+        raise InputError(
+            f"profile '{profile}' has no run yet: make one with 'isorepro reproduce --profile {profile}'"
+        )
+    published = reference.REFERENCE / profile
+    told = reference.manifest(published)
+    compared = reference.compare(planned.folder, published, _names(only or []))
+    made = f"commit {told['commit'][:10]}, {told['written'][:10]}, {told['processor']}"
+    print(f"run:       {_shown(planned.folder)}")
+    print(f"reference: {_shown(published)} ({made})")
+    print(f"{'table':<44}{'measures':>9}{'identical':>11}{'within':>8}{'moved':>7}")
+    for row in reference.counts(compared).to_dict("records"):
+        numbers = f"{row['measures']:>9}{row['identical']:>11}{row['within']:>8}{row['moved']:>7}"
+        print(f"{row['notebook'] + '/' + row['table']:<44}{numbers}")
+    moved = compared[compared["moved"]]
+    for row in moved.to_dict("records"):
+        place = ": ".join(filter(None, [f"{row['notebook']}/{row['table']}", row["measure"]]))
+        print(f"{row['verdict']}: {place}")
+        if row["verdict"] == reference.MOVED:
+            values = (f"{name} {row[name]:.6g}" for name in ("reference", "run", "tolerance"))
+            print(f"    {', '.join(values)}")
+    if len(moved):
+        print(f"{len(moved)} of {len(compared)} moved or could not be compared")
+        raise typer.Exit(1)
+    print(f"no number moved: {len(compared)} compared")
+
+
+@app.command()
+def publish(profile: Annotated[str, typer.Option(help="Whose run: smoke, quick or paper.")]) -> None:
+    """Make the finished run of a profile the published numbers that verify compares with."""
+    from isorepro import profiles, reference
+
+    folder = reference.publish(profiles.plan(profile))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"published: {_shown(folder)} ({size / 1000:.0f} kB); to be committed")
 
 
 @app.command("list")

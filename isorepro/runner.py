@@ -34,12 +34,14 @@ def run(planned: Plan, jobs: int | None = None) -> bool:
     Raises:
         NotebookError: a cell failed; what was finished before is kept, also of the same notebook.
     """
-    ran = False
+    ran, untold, told = False, False, _keys_told(planned.folder)
     for number, (notebook, values) in enumerate(planned.notebooks.items(), start=1):
         place = f"[{number}/{len(planned.notebooks)}] {notebook}"
         key = notebook_key(notebook, values)
         if _is_current(planned.folder, notebook, key):
             say(f"{place}: up to date")
+            # A run that was interrupted has results that its manifest does not tell of yet.
+            untold |= told.get(notebook) != key
             continue
         say(f"{place}: running")
         record = _execute(planned.folder, notebook, values, jobs)
@@ -49,9 +51,20 @@ def run(planned: Plan, jobs: int | None = None) -> bool:
         )
         say(f"{place}: done in {clock(record['wall_seconds'])}")
         ran = True
-    if ran or not (planned.folder / "manifest.json").is_file():
+    if ran or untold:
         _write_manifest(planned)
     return ran
+
+
+def outdated(planned: Plan) -> list[str]:
+    """Return the notebooks of a plan that :func:`run` has to run, or to tell of in the manifest."""
+    told = _keys_told(planned.folder)
+    keys = {notebook: notebook_key(notebook, values) for notebook, values in planned.notebooks.items()}
+    return [
+        notebook
+        for notebook, key in keys.items()
+        if told.get(notebook) != key or not _is_current(planned.folder, notebook, key)
+    ]
 
 
 def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
@@ -61,7 +74,7 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
     code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
-    for about_running in ("profiles", "runner", "book", "cli", "__init__"):
+    for about_running in ("profiles", "runner", "reference", "book", "cli", "__init__"):
         code.pop(about_running, None)
     versions = {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas")}
     return digest([sources, dict(values), code, versions])
@@ -153,6 +166,15 @@ def _is_current(folder: Path, notebook: str, key: str) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return bool(record["key"] == key and record["files"] == _file_digests(folder, notebook))
+
+
+def _keys_told(folder: Path) -> dict[str, str]:
+    """Return the notebooks of a run's manifest with their keys; none without a manifest."""
+    try:
+        records = json.loads((folder / "manifest.json").read_text())["notebooks"]
+        return {notebook: record["key"] for notebook, record in records.items()}
+    except (FileNotFoundError, ValueError, KeyError):
+        return {}
 
 
 def _record_path(folder: Path, notebook: str) -> Path:

@@ -1,7 +1,8 @@
-"""What several test files share: an output folder of the tests' own, a small trained network, a browser."""
+"""What several test files share: an output folder of the tests' own, the command line, a network, a browser."""
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from isorepro import data
+from isorepro import cli, data
 from isorepro.training import TrainedModel, TrainingConfig, train
 
 
@@ -25,6 +26,20 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run the command line in this process; return its exit status and all it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["isorepro", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out + printed.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,9 @@ VIEWS = {
 }
 
 
-def reproduce(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def isorepro(output: Path, command: str = "reproduce") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "isorepro.cli", "reproduce", "--profile", "smoke", *arguments],
+        [sys.executable, "-m", "isorepro.cli", command, "--profile", "smoke"],
         env=os.environ | {"ISOREPRO_OUTPUT": str(output)},
         capture_output=True,
         text=True,
@@ -42,7 +42,7 @@ def reproduce(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 @pytest.fixture(scope="module")
 def run(output: Path) -> Path:
     """The folder of a finished smoke run."""
-    done = reproduce(output)
+    done = isorepro(output)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"book:     {output}/smoke/book/index.html" in done.stdout
     return output / "smoke"
@@ -285,9 +285,30 @@ def test_the_tables_of_the_evaluations_health_are_complete(run: Path) -> None:
     assert len(pd.read_csv(results / "torus/checks.csv")) == 9
 
 
+def test_the_run_gives_the_published_numbers(run: Path, output: Path) -> None:
+    done = isorepro(output, "verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no number moved: " in done.stdout
+    for name in profiles.notebook_names():
+        assert f"\n{name}/" in done.stdout
+
+
+def test_a_wrong_number_is_named(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "results", tmp_path / "smoke/results")
+    path = tmp_path / "smoke/results/mnist_robustness/curves_by_seed.csv"
+    curves = pd.read_csv(path)
+    (wrong,) = curves.query("attack == 'PGD' and beta == 1 and seed == 1 and epsilon == 0.0774").index
+    curves.loc[wrong, "accuracy"] += 0.5
+    curves.to_csv(path, index=False)
+    done = isorepro(tmp_path, "verify")
+    assert done.returncode == 1, done.stdout + done.stderr
+    (moved,) = re.findall(r"^moved: (.*)$", done.stdout, flags=re.MULTILINE)
+    assert moved == "mnist_robustness/curves_by_seed: beta 1, corrected, PGD, epsilon 0.0774: accuracy"
+
+
 def test_a_second_call_does_nothing_again(run: Path, output: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    done = reproduce(output)
+    done = isorepro(output)
     assert "mnist_robustness: up to date" in done.stderr
     assert "book: up to date" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before

@@ -107,7 +107,7 @@ def test_no_registry_and_no_path_of_a_machine_is_named() -> None:
 def test_modules_import_only_what_lies_below_them() -> None:
     order = ["errors", "paths", "progress", "stats", "hierarchy", "data", "losses", "models", "training"]
     order += ["attacks", "robustness", "geometry", "structure", "boundary", "stacks", "ensemble", "health"]
-    order += ["sweep", "style", "tables", "plots", "results", "profiles", "runner", "book", "cli"]
+    order += ["sweep", "style", "tables", "plots", "results", "profiles", "runner", "reference", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
     assert set(order) == set(modules)
     for name, path in modules.items():
@@ -123,6 +123,8 @@ def test_the_command_line_starts_without_loading_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     assert {command.callback.__name__ for command in cli.app.registered_commands} == {
         "reproduce",
+        "verify",
+        "publish",
         "list_",
         "clean",
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from isorepro import cli, paths, profiles, runner
+from isorepro import paths, profiles, runner
 from isorepro.errors import InputError, NotebookError
 
 PARAMETERS = """
@@ -61,20 +61,6 @@ def write_notebook(path: Path, body: str) -> None:
 def executions(workspace: Path) -> int:
     path = workspace / "executions"
     return len(path.read_text()) if path.exists() else 0
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run the command line in this process; return its exit status and all it printed."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["isorepro", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out + printed.err
-
-    return run
 
 
 @pytest.mark.usefixtures("workspace")

@@ -1,0 +1,403 @@
+import itertools
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from isorepro import paths, profiles, reference, runner
+from isorepro.errors import DataError, InputError
+from isorepro.results import Results
+
+SEEDS = range(5)
+
+
+def curves(spread: float = 0.02, seeds: range = SEEDS, draw: int = 0) -> pd.DataFrame:
+    """A table as of robust accuracies, every setting drawn with its own spread."""
+    rng = np.random.default_rng(draw)
+    rows = [
+        (beta, seed, attack, epsilon, 0.9 - epsilon + spread * (1 + 9 * beta) * rng.standard_normal(), 10_000)
+        for beta, seed, attack, epsilon in itertools.product(
+            np.linspace(0, 1, 8).tolist(), seeds, ["FGSM", "PGD"], [0.0774, 0.2154, 0.5]
+        )
+    ]
+    return pd.DataFrame(rows, columns=["beta", "seed", "attack", "epsilon", "accuracy", "images"])
+
+
+def one(values: list[float], **columns: float | str) -> pd.DataFrame:
+    """A table of one measure."""
+    return pd.DataFrame({"seed": range(len(values)), **columns, "value": [float(value) for value in values]})
+
+
+def verdicts(known: pd.DataFrame, run: pd.DataFrame) -> list[str]:
+    found: list[str] = reference.compare_tables(known, run)["verdict"].tolist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("table", "measured"),
+    [
+        ("mnist_robustness/curves", ["accuracy"]),
+        ("mnist_hierarchy/curves", ["accuracy"]),
+        ("mnist_hierarchy/measures", ["value"]),
+        ("mnist_hierarchy/tree_distances", ["value"]),
+        ("mnist_structure/measures", ["value", "error"]),
+        ("rings/measures", ["value", "error"]),
+        ("rings/topology", ["value"]),
+        ("torus/measures", ["value"]),
+        ("torus/phase", ["value"]),
+        ("torus/readouts", ["value"]),
+        (
+            "decision_boundary/comparison",
+            ["near", "far", "near_distance", "far_distance", "delta", "spearman"],
+        ),
+    ],
+)
+def test_settings_and_measured_columns_of_the_real_tables_are_told_apart(table: str, measured: list[str]) -> None:
+    data = pd.read_csv(reference.REFERENCE / "smoke" / f"{table}_by_seed.csv")
+    keys = reference.settings(data)
+    assert [name for name in data if name not in keys] == measured
+    assert "seed" in keys
+    # Together they name every row.
+    assert not data[keys].duplicated().any()
+
+
+def test_published_numbers_are_those_of_their_manifest_and_small() -> None:
+    assert "smoke" in reference.published()
+    for profile in reference.published():
+        folder = reference.REFERENCE / profile
+        told = reference.manifest(folder)
+        assert told["profile"] == profile
+        assert not told["uncommitted_changes"]
+        assert not told["overrides"]
+        compared = reference.compare(reference_as_run(folder), folder)
+        assert (compared["verdict"] == reference.IDENTICAL).all()
+        size = sum(path.stat().st_size for path in folder.rglob("*"))
+        assert size < (300_000 if profile == "smoke" else 3_000_000)
+        tables = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.csv")}
+        assert tables == set(told["tables"])
+
+
+def reference_as_run(folder: Path) -> Path:
+    """A run that gives the numbers of a reference again, as links."""
+    run = paths.output() / f"again-{folder.name}"
+    run.mkdir(exist_ok=True)
+    (run / "results").unlink(missing_ok=True)
+    (run / "results").symlink_to(folder)
+    return run
+
+
+def test_means_and_tolerances_equal_a_slow_loop() -> None:
+    known, run = curves(), curves(seeds=range(3), draw=1)
+    compared = reference.compare_tables(known, run).set_index("measure")
+    groups: dict[tuple[str, float], dict[float, list[float]]] = {}
+    for row in known.to_dict("records"):
+        betas = groups.setdefault((row["attack"], row["epsilon"]), {})
+        betas.setdefault(row["beta"], []).append(row["accuracy"])
+    for (attack, epsilon), betas in groups.items():
+        typical = statistics.median(statistics.stdev(values) for values in betas.values())
+        for beta, values in betas.items():
+            own = statistics.stdev(values)
+            most = own * math.sqrt(4 / stats.chi2(4).ppf(0.01))
+            expected = 4 * min(max(own, typical), most)
+            row = compared.loc[f"beta {beta:.9g}, {attack}, epsilon {epsilon:.9g}: accuracy"]
+            assert row["tolerance"] == pytest.approx(expected)
+            mine = run[(run["attack"] == attack) & (run["epsilon"] == epsilon) & (run["beta"] == beta)]
+            assert row["reference"] == pytest.approx(statistics.mean(values))
+            assert row["run"] == pytest.approx(statistics.mean(mine["accuracy"]))
+            assert row["difference"] == pytest.approx(row["run"] - row["reference"])
+    assert len(compared) == sum(len(betas) for betas in groups.values()) == 48
+
+
+def test_other_seeds_stay_within_and_a_shift_by_a_few_deviations_is_caught() -> None:
+    known = curves()
+    honest = [verdicts(known, curves(draw=draw)) for draw in range(1, 11)]
+    assert sum(found.count(reference.MOVED) for found in honest) <= 1  # of 480
+    hit = (known["attack"] == "PGD") & (known["epsilon"] == 0.0774) & (known["beta"] == 1.0)
+    deviation = known.loc[hit, "accuracy"].std()
+    for shift in (-5 * deviation, 5 * deviation):
+        wrong = known.assign(accuracy=known["accuracy"] + shift * hit)
+        compared = reference.compare_tables(known, wrong)
+        moved = compared[compared["verdict"] == reference.MOVED]
+        assert moved["measure"].tolist() == ["beta 1, PGD, epsilon 0.0774: accuracy"]
+        assert moved["difference"].item() == pytest.approx(shift)
+    # One wrong number of one seed does not widen the tolerance that it is held against.
+    wrong = known.assign(accuracy=known["accuracy"] + 25 * deviation * (hit & (known["seed"] == 3)))
+    assert verdicts(known, wrong).count(reference.MOVED) == 1
+
+
+def test_a_measure_that_hardly_spreads_is_not_judged_by_what_spreads_much() -> None:
+    tight = one([0.999, 0.9991, 0.9990, 0.9989, 0.9990], beta=1.0)
+    wide = pd.concat([one([0.3, 0.9, 0.5, 0.1, 0.7], beta=beta) for beta in (0.0, 2.0, 3.0)])
+    known = pd.concat([tight, wide])
+    moved = known.assign(value=known["value"] - 0.01 * (known["beta"] == 1.0))
+    assert verdicts(known, moved) == [reference.MOVED, *[reference.IDENTICAL] * 3]
+
+
+@pytest.mark.parametrize(
+    ("known", "run", "verdict"),
+    [
+        ([math.nan] * 3, [math.nan] * 3, reference.IDENTICAL),
+        ([math.nan] * 3, [0.5] * 3, reference.MOVED),
+        ([0.5] * 3, [math.nan] * 3, reference.MOVED),
+        # Seeds without spread: the last digits may differ, and no more.
+        ([1.0] * 3, [1.0, 1.0, 0.9999], reference.WITHIN),
+        ([1.0] * 3, [1.0, 1.0, 0.98], reference.MOVED),
+        ([0.0] * 3, [0.0, 0.0, 1e-7], reference.WITHIN),
+        ([0.0] * 3, [0.0, 0.0, 1e-2], reference.MOVED),
+        # One seed: its spread is not known.
+        ([0.5], [0.52], reference.WITHIN),
+        ([0.5], [0.55], reference.MOVED),
+        # Other seeds, fewer or more of them.
+        ([0.4, 0.5, 0.6], [0.89], reference.WITHIN),
+        ([0.4, 0.5, 0.6], [0.91], reference.MOVED),
+        ([0.4, 0.5, 0.6], [0.9, 0.9, 0.9, 0.92], reference.MOVED),
+    ],
+)
+def test_each_case_has_its_verdict(known: list[float], run: list[float], verdict: str) -> None:
+    assert verdicts(one(known, measure="stress"), one(run, measure="stress")) == [verdict]
+
+
+@pytest.mark.parametrize(("flipped", "verdict"), [(1, reference.WITHIN), (2, reference.MOVED)])
+def test_an_accuracy_may_differ_by_one_image(flipped: int, verdict: str) -> None:
+    known, run = (one([0.0, 0.0], images=200, epsilon=0.5) for _ in range(2))
+    assert verdicts(known, run.assign(value=flipped / 200)) == [verdict]
+
+
+def test_measures_of_one_table_only_are_named() -> None:
+    known = curves()
+    run = known.replace({"beta": {1.0: 2.0}})
+    compared = reference.compare_tables(known, run).groupby("verdict")["measure"].apply(set)
+    assert "beta 1, PGD, epsilon 0.5: accuracy" in compared[reference.MISSING]
+    assert "beta 2, PGD, epsilon 0.5: accuracy" in compared[reference.NEW]
+    assert len(compared[reference.MISSING]) == len(compared[reference.NEW]) == 6
+    other = reference.compare_tables(known, run.rename(columns={"images": "points"}))
+    assert other.to_dict("records") == [
+        {"measure": "columns images, points", "verdict": reference.OTHER_COLUMNS},
+    ]
+
+
+def execute(folder: Path, notebook: str, values: dict[str, Any], jobs: int | None) -> dict[str, Any]:
+    """What executing the notebook below leaves behind, without papermill."""
+    rows = [(seed, beta, 0.5 + 0.01 * seed + 0.1 * beta) for seed in values["seeds"] for beta in (0.0, 1.0)]
+    results = Results(notebook, folder)
+    results.table("curves_by_seed", pd.DataFrame(rows, columns=["seed", "beta", "accuracy"]))
+    results.table("curves", pd.DataFrame({"mean": [0.5]}))
+    return {"parameters": values, "wall_seconds": 0.1, "cpu_seconds": 0.1, "peak_memory_mib": 1}
+
+
+def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(profiles, "NOTEBOOKS", folder / "notebooks")
+    patch.setattr(profiles, "PROFILES", folder / "notebooks/profiles")
+    patch.setattr(reference, "REFERENCE", folder / "reference")
+    patch.setattr(runner, "notebook_key", lambda notebook, values: profiles.digest([notebook, values]))
+    patch.setattr(runner, "_execute", execute)
+    patch.setenv("ISOREPRO_OUTPUT", str(folder / "output"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one small notebook, run once and published as of an unchanged checkout."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "notebooks/profiles").mkdir(parents=True)
+    cell = nbformat.v4.new_code_cell("seeds: list[int] = [0, 1, 2, 3, 4]  # one network for each")
+    cell.metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebooks/tiny.ipynb")
+    for name in ("quick", "paper"):
+        (folder / f"notebooks/profiles/{name}.yml").write_text("tiny:\n")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(folder, patch)
+        runner.run(profiles.plan("quick"))
+        spoil(folder, uncommitted_changes=False)
+        reference.publish(profiles.plan("quick"))
+    return folder
+
+
+def spoil(workspace: Path, **changes: object) -> None:
+    path = workspace / "output/quick/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to spoil."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    enter(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def table(workspace: Path) -> Path:
+    return workspace / "output/quick/results/tiny/curves_by_seed.csv"
+
+
+def test_what_is_published_verifies_until_a_number_changes(
+    workspace: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    published = workspace / "reference/quick"
+    assert sorted(path.name for path in published.rglob("*.*")) == ["curves_by_seed.csv", "manifest.json"]
+    before = {path: path.read_bytes() for path in published.rglob("*.*")}
+    assert command("publish", "--profile", "quick")[0] == 0
+    assert {path: path.read_bytes() for path in published.rglob("*.*")} == before
+    status, printed = command("verify", "--profile", "quick")
+    assert status == 0
+    assert "no number moved: 2 compared" in printed
+    assert reference.manifest(published)["commit"][:10] in printed
+
+    pd.read_csv(table(workspace)).assign(accuracy=lambda rows: rows["accuracy"] + 0.2 * rows["beta"]).to_csv(
+        table(workspace), index=False
+    )
+    status, printed = command("verify", "--profile", "quick", "--only", "tiny")
+    assert status == 1
+    assert "moved: tiny/curves_by_seed: beta 1: accuracy\n    reference 0.62, run 0.82, tolerance 0.063" in printed
+    assert "beta 0" not in printed
+    assert "1 of 2 moved or could not be compared" in printed
+
+
+def test_tables_that_are_missing_or_new_fail(workspace: Path, command: Callable[..., tuple[int, str]]) -> None:
+    results = workspace / "output/quick/results"
+    shutil.copytree(results / "tiny", results / "second")
+    status, printed = command("verify", "--profile", "quick")
+    assert status == 1
+    assert "new: second/curves_by_seed\n" in printed
+    assert command("verify", "--profile", "quick", "--only", "tiny")[0] == 0
+    shutil.rmtree(results / "second")
+    table(workspace).unlink()
+    status, printed = command("verify", "--profile", "quick")
+    assert status == 1
+    assert "missing: tiny/curves_by_seed\n" in printed
+    shutil.rmtree(results / "tiny")
+    status, printed = command("verify", "--profile", "quick")
+    assert status == 1
+    assert "not run: tiny/curves_by_seed\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "qick"], "unknown profile 'qick': allowed are paper, quick; did you mean 'quick'?"),
+        ([], "profile 'paper' has no published numbers: there are some for quick"),
+        (
+            ["--profile", "quick", "--only", "tny"],
+            "unknown notebook of the reference 'tny': allowed are tiny; did",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    workspace: Path, command: Callable[..., tuple[int, str]], arguments: list[str], message: str
+) -> None:
+    status, printed = command("verify", *arguments)
+    assert status == 2
+    assert printed.startswith(f"error: {message}")
+    assert len(printed.splitlines()) == 1
+
+
+def test_without_a_run_the_command_that_makes_it_is_told(
+    workspace: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    shutil.rmtree(workspace / "output/quick")
+    status, printed = command("verify", "--profile", "quick")
+    assert status == 2
+    assert printed.strip().endswith("has no run yet: make one with 'isorepro reproduce --profile quick'")
+    status, printed = command("publish", "--profile", "quick")
+    assert status == 2
+    assert "not run, or not up to date: tiny; run 'isorepro reproduce --profile quick'" in printed
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("manifest.json", "{", "is damaged"),
+        ("manifest.json", "{}", "is damaged: it has not all of profile, commit, "),
+        ("manifest.json", "[]", "is damaged: it has not all of profile, commit, "),
+        ("manifest.json", None, "is missing"),
+        ("tiny/curves_by_seed.csv", "seed,beta,accuracy\n0,0.0,0.5\n", "is damaged or altered: not the SHA-256"),
+        ("tiny/curves_by_seed.csv", None, "is missing"),
+    ],
+)
+def test_a_damaged_reference_is_named_with_the_way_to_restore_it(
+    workspace: Path, file: str, content: str | None, message: str
+) -> None:
+    path = workspace / "reference/quick" / file
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        reference.compare(workspace / "output/quick", workspace / "reference/quick")
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).endswith("restore it with 'git checkout -- data/reference/quick'")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is damaged: No columns to parse from file"),
+        ("seed,beta,accuracy\n0,0.0,0.5x\n", "column 'accuracy' holds what is no number"),
+        ("seed,beta,accuracy\n0,0.0,0.5\n1,0.0,0.5\n0,0.0,0.6\n", "line 4 repeats the settings of an earlier one"),
+        ("network,accuracy\nstack,0.5\n", "no column 'seed'"),
+    ],
+)
+def test_a_damaged_table_of_the_run_is_named(
+    workspace: Path, command: Callable[..., tuple[int, str]], content: str, message: str
+) -> None:
+    table(workspace).write_text(content)
+    status, printed = command("verify", "--profile", "quick")
+    assert status == 1
+    assert printed.startswith(f"error: {table(workspace)}")
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        (
+            lambda workspace: spoil(workspace, uncommitted_changes=True),
+            "run with uncommitted changes; commit them",
+        ),
+        (lambda workspace: spoil(workspace, notebooks={}), "not up to date: tiny; run"),
+        (lambda workspace: table(workspace).write_text("seed,accuracy\n0,1.0\n"), "not up to date: tiny; run"),
+    ],
+    ids=["uncommitted", "old manifest", "altered"],
+)
+def test_only_what_a_commit_made_is_published(
+    workspace: Path,
+    command: Callable[..., tuple[int, str]],
+    spoiled: Callable[[Path], object],
+    message: str,
+) -> None:
+    published = workspace / "reference/quick"
+    before = {path: path.read_bytes() for path in published.rglob("*.*")}
+    spoiled(workspace)
+    status, printed = command("publish", "--profile", "quick")
+    assert status == 2
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+    assert {path: path.read_bytes() for path in published.rglob("*.*")} == before
+
+
+def test_results_that_the_manifest_does_not_tell_of_are_told_by_the_next_run(workspace: Path) -> None:
+    spoil(workspace, notebooks={})
+    assert runner.outdated(profiles.plan("quick")) == ["tiny"]
+    assert not runner.run(profiles.plan("quick"))
+    assert runner.outdated(profiles.plan("quick")) == []
+
+
+def test_a_run_without_tables_of_single_seeds_is_not_published(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "BY_SEED", "*_by_class.csv")
+    with pytest.raises(InputError, match="no notebook left a table of single seeds"):
+        reference.publish(profiles.plan("quick"))
+    assert reference.published() == ["quick"]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_run_with_other_parameters_is_not_published() -> None:
+    with pytest.raises(InputError, match="only a run of all its notebooks with its own parameters"):
+        reference.publish(profiles.plan("quick", overrides={"seeds": [7]}))
