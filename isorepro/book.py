@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from isorepro import paths
+from isorepro import claim_pages, paths
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
@@ -66,8 +66,9 @@ def assemble(planned: Plan, folder: Path) -> None:
         record = json.loads((planned.folder / "records" / f"{notebook}.json").read_text())
         nbformat.write(_as_page(page, notebook, planned, record), folder / "notebooks" / f"{notebook}.ipynb")
     shutil.copytree(planned.folder / "results", folder / "results")
+    claim_pages.write(planned.folder / "results", folder)
     # The results are linked from the pages as files of the site as well.
-    shutil.copytree(planned.folder / "results", folder / "_extra" / "results")
+    shutil.copytree(folder / "results", folder / "_extra" / "results")
     config = yaml.safe_load((folder / "_config.yml").read_text())
     banner = _banner(planned)
     if banner:

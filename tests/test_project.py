@@ -105,9 +105,9 @@ def test_no_registry_and_no_path_of_a_machine_is_named() -> None:
 
 
 def test_modules_import_only_what_lies_below_them() -> None:
-    order = ["errors", "paths", "progress", "stats", "hierarchy", "data", "losses", "models", "training"]
+    order = ["errors", "paths", "progress", "stats", "claims", "hierarchy", "data", "losses", "models", "training"]
     order += ["attacks", "robustness", "geometry", "structure", "boundary", "stacks"]
-    order += ["sweep", "style", "tables", "plots", "results", "profiles", "runner", "book", "cli"]
+    order += ["sweep", "style", "tables", "plots", "results", "profiles", "runner", "claim_pages", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
     assert set(order) == set(modules)
     for name, path in modules.items():
