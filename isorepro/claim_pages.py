@@ -54,8 +54,8 @@ def overview(ledger: Ledger, judged: pd.DataFrame, summed: pd.DataFrame) -> str:
     """Return the table of the front page: claim, verdict and strongest evidence, a row each."""
     rows = []
     for claim, row in zip(ledger.claims, summed.to_dict("records"), strict=True):
-        link = f"{{ref}}`{claim.id}. {claim.title} <claim-{claim.id.lower()}>`"
-        verdict = f"{_badge(row['verdict'])} {row['told'].removeprefix(row['verdict'])}"
+        link = f"{{ref}}`{claim.id}.\u00a0{claim.title} <claim-{claim.id.lower()}>`"
+        verdict = _badge(row["verdict"]) + row["told"].removeprefix(row["verdict"])
         found = [
             f"{_unbroken(text)} ({_page(ledger.statement(name))})"
             for name, text in claims.evidence(ledger, claim, judged).items()
@@ -75,7 +75,7 @@ def every_claim(ledger: Ledger, judged: pd.DataFrame, summed: pd.DataFrame) -> s
         sections += [
             f"(claim-{claim.id.lower()})=\n## {claim.id}. {claim.title}",
             f"{claim.text} *Where: {claim.where}.*",
-            f"{_badge(total['verdict'])} {total['told'].removeprefix(total['verdict'])}",
+            _badge(total["verdict"]) + total["told"].removeprefix(total["verdict"]),
             tally,
             _table("isorepro-statements", ["Statement", "Effect, with its 95 % interval", "Verdict"], table),
             _reasons(claim),
