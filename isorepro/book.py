@@ -47,7 +47,8 @@ def build(planned: Plan) -> Path:
     html = draft / "_build" / "html"
     if status or not (html / "index.html").is_file():
         lines = log.read_text(errors="replace").splitlines()
-        first = next((line for line in lines if "WARNING" in line or "ERROR" in line), lines[-1] if lines else "")
+        faults = [line for line in lines if any(word in line for word in ("WARNING", "ERROR", "CRITICAL"))]
+        first = next(iter([*faults, *lines[-1:]]), "")
         raise NotebookError(f"the book did not build: {first.strip()} (whole log: {log})")
     shutil.rmtree(target, ignore_errors=True)
     html.replace(target)

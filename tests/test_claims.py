@@ -394,3 +394,19 @@ def test_the_ledger_of_the_paper_is_valid_and_has_its_six_claims() -> None:
         assert (f"β = {beta:g}" if beta else "CE") in test.effect or "normalised form" in test.effect
         assert test.baseline is None or (test.effect.endswith("− CE") and test.baseline["beta"] == 0)
     assert {statement.id for statement in statements if statement.untested} == {"C1.14", "C6.7"}
+
+
+def test_the_command_writes_the_readme_or_says_in_one_line_why_not(
+    ledger: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n\n<!-- claims -->\n\n<!-- /claims -->\n")
+    monkeypatch.setattr("isorepro.paths.ROOT", tmp_path)
+    monkeypatch.setattr(claims, "PUBLISHED", tmp_path / "published")
+    with pytest.raises(SystemExit, match=r"^error: .*published: no folder of results"):
+        claims.main()
+    (tmp_path / "published").mkdir()
+    claims.main()
+    table = claims.readme_table(claims.load(), tmp_path / "published")
+    assert readme.read_text() == f"# Title\n\n<!-- claims -->\n{table}\n<!-- /claims -->\n"
+    assert table.count(UNTESTED) == 6
