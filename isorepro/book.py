@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from isorepro import paths
+from isorepro import claim_pages, paths
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
@@ -47,7 +47,8 @@ def build(planned: Plan) -> Path:
     html = draft / "_build" / "html"
     if status or not (html / "index.html").is_file():
         lines = log.read_text(errors="replace").splitlines()
-        first = next((line for line in lines if "WARNING" in line or "ERROR" in line), lines[-1] if lines else "")
+        faults = [line for line in lines if any(word in line for word in ("WARNING", "ERROR", "CRITICAL"))]
+        first = next(iter([*faults, *lines[-1:]]), "")
         raise NotebookError(f"the book did not build: {first.strip()} (whole log: {log})")
     shutil.rmtree(target, ignore_errors=True)
     html.replace(target)
@@ -66,8 +67,9 @@ def assemble(planned: Plan, folder: Path) -> None:
         record = json.loads((planned.folder / "records" / f"{notebook}.json").read_text())
         nbformat.write(_as_page(page, notebook, planned, record), folder / "notebooks" / f"{notebook}.ipynb")
     shutil.copytree(planned.folder / "results", folder / "results")
+    claim_pages.write(planned.folder / "results", folder)
     # The results are linked from the pages as files of the site as well.
-    shutil.copytree(planned.folder / "results", folder / "_extra" / "results")
+    shutil.copytree(folder / "results", folder / "_extra" / "results")
     config = yaml.safe_load((folder / "_config.yml").read_text())
     banner = _banner(planned)
     if banner:

@@ -74,7 +74,7 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
     code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
-    for about_running in ("profiles", "runner", "reference", "book", "cli", "__init__"):
+    for about_running in ("profiles", "runner", "reference", "claims", "claim_pages", "book", "cli", "__init__"):
         code.pop(about_running, None)
     versions = {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas")}
     return digest([sources, dict(values), code, versions])

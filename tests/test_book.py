@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page
 
-from isorepro import book, profiles
+from isorepro import book, claims, profiles
 from isorepro.errors import NotebookError
 
 pytestmark = pytest.mark.slow
@@ -304,6 +304,40 @@ def test_a_wrong_number_is_named(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     (moved,) = re.findall(r"^moved: (.*)$", done.stdout, flags=re.MULTILINE)
     assert moved == "mnist_robustness/curves_by_seed: beta 1, corrected, PGD, epsilon 0.0774: accuracy"
+
+
+def test_the_tables_have_what_the_claims_ask_of_them(run: Path) -> None:
+    tests = [statement.test for claim in claims.load().claims for statement in claim.statements if statement.test]
+    tests = [test for test in tests if test.notebook in profiles.notebook_names()]
+    for test in tests:
+        table = pd.read_csv(run / f"results/{test.table}.csv")
+        for where in (test.select, test.setting, test.baseline or {}):
+            assert {*where, "seed", test.measure} <= set(table), test
+            # Numbers are a profile's choice; names, such as those of attacks, are the same in all.
+            for column, name in where.items():
+                assert not isinstance(name, str) or name in set(table[column]), test
+
+
+def test_the_book_shows_the_verdicts_on_the_claims(run: Path, browser: Browser, site: str) -> None:
+    ledger = claims.load()
+    judged = claims.verdicts(ledger, run / "results")
+    assert set(judged["verdict"]) - {claims.UNTESTED}
+    written = pd.read_csv(run / "book/results/claims/verdicts.csv")
+    assert written[["statement", "verdict", "seeds"]].equals(judged[["statement", "verdict", "seeds"]])
+    context = browser.new_context(**VIEWS["phone"])
+    page = context.new_page()
+    page.goto(f"{site}/claims.html")
+    rows = page.locator("table.isorepro-statements tbody tr").all_inner_texts()
+    for row, text in zip(judged.to_dict("records"), rows, strict=True):
+        assert text.startswith(f"{row['statement']} ")
+        assert row["protocol"] in text.replace("\u00a0", " ")
+        assert text.strip().endswith(f"{claims.SYMBOLS[row['verdict']]} {row['verdict']}")
+    page.goto(f"{site}/index.html")
+    rows = page.locator("table.isorepro-overview tbody tr").all_inner_texts()
+    for row, text in zip(claims.overall(ledger, judged).to_dict("records"), rows, strict=True):
+        assert row["title"] in text
+        assert f"{claims.SYMBOLS[row['verdict']]} {row['told']}" in text.replace("\u00a0", " ")
+    context.close()
 
 
 def test_a_second_call_does_nothing_again(run: Path, output: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from isorepro import cli, paths, profiles
+from isorepro import claims, cli, paths, profiles
 
 ROOT = paths.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,6 +70,20 @@ def test_readme_and_makefile_name_the_same_commands_and_profiles() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
+def test_readme_says_what_the_published_tables_say_of_the_claims() -> None:
+    readme = (ROOT / "README.md").read_text()
+    table = claims.readme_table(claims.load(), claims.PUBLISHED)
+    assert claims.with_table(readme, table) == readme, "write it anew: python -m isorepro.claims"
+
+
+def test_every_statement_names_a_notebook_and_is_tested_by_the_published_run() -> None:
+    ledger = claims.load()
+    tests = {found.id: found.test for claim in ledger.claims for found in claim.statements if found.test}
+    assert {test.notebook for test in tests.values()} <= set(profiles.notebook_names())
+    judged = claims.verdicts(ledger, claims.PUBLISHED).set_index("statement")["verdict"]
+    assert [name for name in tests if judged[name] == claims.UNTESTED] == []
+
+
 def test_every_profile_is_valid_and_says_what_it_costs() -> None:
     for profile in profiles.profile_names():
         planned = profiles.plan(profile)
@@ -105,9 +119,10 @@ def test_no_registry_and_no_path_of_a_machine_is_named() -> None:
 
 
 def test_modules_import_only_what_lies_below_them() -> None:
-    order = ["errors", "paths", "progress", "stats", "hierarchy", "data", "losses", "models", "training"]
+    order = ["errors", "paths", "progress", "stats", "claims", "hierarchy", "data", "losses", "models", "training"]
     order += ["attacks", "robustness", "geometry", "structure", "boundary", "stacks", "ensemble", "health"]
-    order += ["sweep", "style", "tables", "plots", "results", "profiles", "runner", "reference", "book", "cli"]
+    order += ["sweep", "style", "tables", "plots", "results", "profiles", "runner", "reference"]
+    order += ["claim_pages", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
     assert set(order) == set(modules)
     for name, path in modules.items():

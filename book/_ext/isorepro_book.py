@@ -12,6 +12,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.fileutil import copy_asset_file
 
+from isorepro.claim_pages import badge
+
 
 class Number(SphinxRole):
     """``{number}`notebook:name:format` ``: a number a notebook left in its ``numbers.json``.
@@ -31,6 +33,17 @@ class Number(SphinxRole):
             message = f"no number '{self.text}' among the results: {error!r}"
             return [], [self.inliner.reporter.warning(message, line=self.lineno)]
         return [nodes.Text(text)], []
+
+
+class Verdict(SphinxRole):
+    """``{verdict}`holds` ``: a verdict on a claim, with its symbol and colour; any other word is a warning."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return the verdict's HTML."""
+        try:
+            return [nodes.raw("", badge(self.text), format="html")], []
+        except KeyError:
+            return [], [self.inliner.reporter.warning(f"no verdict is called '{self.text}'", line=self.lineno)]
 
 
 class RunFigure(SphinxDirective):
@@ -91,6 +104,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("thebe_config", {}, "html")
     app.add_config_value("comments_config", {}, "html")
     app.add_role("number", Number())
+    app.add_role("verdict", Verdict())
     app.add_directive("run-figure", RunFigure)
     app.connect("html-page-context", load_plotly)
     app.connect("build-finished", copy_mathjax)

@@ -1,0 +1,445 @@
+"""The ledger of the paper's claims: measurable statements, and their verdicts, computed from a run's tables.
+
+A *statement* says on which side of a bound an effect lies. The effect is the difference between a setting and a
+baseline of the same seed, or the level of one setting; it is a mean over seeds with its 95 % Student t interval. A
+statement
+
+* **holds** if its whole interval lies on the wanted side of the bound;
+* **does not hold** if no part of the interval does; an effect of the right sign that is surely smaller than the
+  bound asks for does not hold either;
+* is **undecided** if the interval reaches across the bound, or if there is none: a single seed, or a measure that
+  is not defined for one of them;
+* is **not tested here** if the run has no such table, or no rows of the setting or of the baseline in it.
+
+Each interval is taken by itself, without a correction for the number of statements.
+
+A *claim* is judged by those of its statements that were tested. It **holds** if all of them do. It **holds only
+under** some protocols if some of its statements do: in full under a protocol all of whose tested statements hold,
+in part under one some of whose do. It **does not hold** if none holds and at least one does not. Else it is
+**undecided**, or **not tested here** if no statement was.
+
+The ledger holds no verdicts: what it does not know, such as a verdict, it refuses.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import Field, model_validator
+
+from isorepro import paths, stats
+from isorepro.errors import Config, InputError
+
+LEDGER = paths.DATA / "reference" / "claims.yml"
+PUBLISHED = paths.DATA / "reference" / "paper"
+"""The tables of the published run, laid out as a run's results are."""
+
+HOLDS, ONLY, FAILS, UNDECIDED, UNTESTED = (
+    "holds",
+    "holds only",
+    "does not hold",
+    "undecided",
+    "not tested here",
+)
+SYMBOLS = {HOLDS: "✓", ONLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "○"}
+
+Made = TypeVar("Made", bound=Config)
+
+_SAME = 1e-3
+"""Relative difference up to which a number of a table is the one selected."""
+
+
+class Measured(Config):
+    """How a statement is tested: which rows of which table, and what is wanted of them.
+
+    Attributes:
+        table: ``<notebook>/<table>`` of a run's results, a tidy table with a column ``seed``.
+        select: column → value, of the setting and of the baseline alike; numbers match to a thousandth.
+        setting: column → value, what tells the setting from the baseline.
+        baseline: the same for the baseline; None if the level of the setting is judged.
+        measure: the column of the values.
+        wanted: the side of the bound on which the effect has to lie, the bound included for "not lower by more
+            than", "at least" and "at most". The first three take a difference, the last two a level.
+        bound: the bound, in units of the measure; not negative for a difference.
+        reason: why this bound.
+        effect: what the effect is, to be read before its value.
+        unit: "points" shows a difference of shares in points, "percent" a share, "plain" a number as it is.
+    """
+
+    table: str = Field(pattern=r"^[a-z0-9_]+/[a-z0-9_]+$")
+    select: dict[str, float | str]
+    setting: dict[str, float | str] = Field(min_length=1)
+    baseline: dict[str, float | str] | None = Field(default=None, min_length=1)
+    measure: str
+    wanted: Literal["higher by more than", "lower by more than", "not lower by more than", "at least", "at most"]
+    bound: float = Field(allow_inf_nan=False)
+    reason: str = Field(min_length=1)
+    effect: str = Field(min_length=1)
+    unit: Literal["points", "percent", "plain"]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        level, allowed = self.wanted.startswith("at "), ("percent", "plain")
+        if level == (self.baseline is not None):
+            raise ValueError(f"'{self.wanted}' must {'not ' * level}have a baseline")
+        if not level:
+            allowed = ("points", "plain")
+            if self.bound < 0:
+                raise ValueError(f"bound must be 0 or more for '{self.wanted}'")
+        if self.unit not in allowed:
+            raise ValueError(f"unit must be {' or '.join(allowed)} for '{self.wanted}'")
+        return self
+
+    @property
+    def notebook(self) -> str:
+        """The notebook whose page shows the table."""
+        return self.table.partition("/")[0]
+
+    def judge(self, low: float, high: float) -> str:
+        """Return the verdict on an interval of the effect; its ends are NaN where there is none."""
+        if np.isnan(low) or np.isnan(high):
+            return UNDECIDED
+        # What is wanted is a half-line, so the two ends decide for all that lies between them.
+        ends = {self._wants(low), self._wants(high)}
+        return UNDECIDED if len(ends) == 2 else HOLDS if ends == {True} else FAILS
+
+    def _wants(self, effect: float) -> bool:
+        match self.wanted:
+            case "higher by more than":
+                return effect > self.bound
+            case "lower by more than":
+                return effect < -self.bound
+            case "not lower by more than":
+                return effect >= -self.bound
+            case "at least":
+                return effect >= self.bound
+            case "at most":
+                return effect <= self.bound
+
+    def limit(self) -> str:
+        """Return what is wanted as text, such as "higher by more than 2 points"."""
+        scale = 1 if self.unit == "plain" else 100
+        amount = f"{scale * self.bound:g}"
+        ending = {"points": " point" if amount == "1" else " points", "percent": " %", "plain": ""}[self.unit]
+        return f"{self.wanted} {amount}{ending}"
+
+    def shown(self, effect: float, low: float, high: float) -> str:
+        """Return an effect and its interval as text: "+28.1 points (+25.0 to +31.1)"."""
+        scale, digits = (1, 3) if self.unit == "plain" else (100, 1)
+        sign = "" if self.baseline is None else "+"
+        # Adding 0 takes the sign from a zero that a small negative number was rounded to.
+        texts = [f"{round(scale * value, digits) + 0:{sign}.{digits}f}" for value in (effect, low, high)]
+        if np.isnan(effect):
+            return "not defined for every seed"
+        unit = {"points": " points", "percent": " %", "plain": ""}[self.unit]
+        ends = "one seed: no interval" if np.isnan(low) else f"{texts[1]} to {texts[2]}"
+        return f"{texts[0]}{unit} ({ends})".replace("-", "−")
+
+
+class Statement(Config):
+    """A statement: its text, the protocol it speaks of, and how it is tested or why it is not."""
+
+    id: str
+    text: str = Field(min_length=1)
+    protocol: str = Field(min_length=1)
+    test: Measured | None = None
+    untested: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.test is None) == (self.untested is None):
+            raise ValueError("must have either 'test' or 'untested', the reason why there is none")
+        return self
+
+
+class Claim(Config):
+    """A claim of the paper, in our words: where it stands, its statements, and the ones shown in short tables."""
+
+    id: str = Field(pattern=r"^C[1-9]$")
+    title: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+    where: str = Field(min_length=1)
+    headline: tuple[str, ...] = Field(min_length=1)
+    statements: tuple[Statement, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _numbered(self) -> Self:
+        wanted = [f"{self.id}.{number}" for number in range(1, len(self.statements) + 1)]
+        found = [statement.id for statement in self.statements]
+        if found != wanted:
+            raise ValueError(f"statements must be numbered {wanted[0]} to {wanted[-1]}, found {', '.join(found)}")
+        for name in self.headline:
+            if name not in found:
+                raise ValueError(f"headline must name statements of the claim, found '{name}'")
+        return self
+
+
+class Ledger(Config):
+    """The claims in order."""
+
+    claims: tuple[Claim, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        names = [claim.id for claim in self.claims]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every claim must occur once, found {', '.join(names)}")
+        return self
+
+    def statement(self, name: str) -> Statement:
+        """Return the statement with an id that the ledger has."""
+        return next(found for claim in self.claims for found in claim.statements if found.id == name)
+
+
+def load(path: Path = LEDGER) -> Ledger:
+    """Read and check a ledger.
+
+    Raises:
+        InputError: a missing or unreadable file, an unknown or missing field or a wrong value; the line names the
+            claim or statement, the field and what is allowed.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path.name}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    listed = _mapping(content, path.name)
+    return _made(Ledger, listed | {"claims": tuple(map(_claim, _entries(listed, "claims", path.name)))}, path.name)
+
+
+def _claim(given: Any) -> Claim:
+    name = f"claim {_mapping(given, 'claim').get('id', '?')}"
+    statements = tuple(map(_statement, _entries(given, "statements", name)))
+    headline = tuple(_entries(given, "headline", name))
+    return _made(Claim, given | {"statements": statements, "headline": headline}, name)
+
+
+def _statement(given: Any) -> Statement:
+    name = f"statement {_mapping(given, 'statement').get('id', '?')}"
+    if "test" in given:
+        given = given | {"test": _made(Measured, _mapping(given["test"], f"{name}, test"), f"{name}, test")}
+    return _made(Statement, given, name)
+
+
+def _mapping(given: Any, name: str) -> dict[str, Any]:
+    if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+        raise InputError(f"{name}: must map names to values, not be {given!r}")
+    return given
+
+
+def _entries(given: Mapping[str, Any], field: str, name: str) -> list[Any]:
+    found = given.get(field)
+    if not isinstance(found, list):
+        raise InputError(f"{name}, {field}: must be a list, not {found!r}")
+    return found
+
+
+def _made(kind: type[Made], values: dict[str, Any], name: str) -> Made:
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def verdicts(ledger: Ledger, folder: Path) -> pd.DataFrame:
+    """Judge every statement of a ledger by the tables of a run.
+
+    Args:
+        ledger: from :func:`load`.
+        folder: a run's results, or published ones: tables ``<folder>/<notebook>/<table>.csv``.
+
+    Returns:
+        One row per statement, in order: claim, statement, protocol, verdict (:data:`HOLDS`, :data:`FAILS`,
+        :data:`UNDECIDED` or :data:`UNTESTED`), effect, low and high (its 95 % interval; NaN where there is none),
+        seeds, unit and table (empty for a statement that has no test).
+
+    Raises:
+        InputError: no such folder; a table that cannot be read or lacks a column; a selection with several rows
+            of a seed, or whose seeds are not those of the baseline; values that are no numbers.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no folder of results to judge the claims by")
+    read: dict[str, pd.DataFrame] = {}
+    rows: list[dict[str, Any]] = []
+    for claim in ledger.claims:
+        for statement in claim.statements:
+            row: dict[str, Any] = {"claim": claim.id, "statement": statement.id, "protocol": statement.protocol}
+            row |= {"verdict": UNTESTED, "effect": np.nan, "low": np.nan, "high": np.nan, "seeds": 0}
+            test = statement.test
+            rows.append(row | {"unit": test.unit if test else "", "table": test.table if test else ""})
+            path = folder / f"{test.table}.csv" if test else None
+            if test is None or path is None or not path.is_file():
+                continue
+            try:
+                if test.table not in read:
+                    read[test.table] = _read(path)
+                sample = _sample(read[test.table], test)
+            except InputError as error:
+                raise InputError(f"statement {statement.id}, {test.table}: {error}") from None
+            if len(sample):
+                effect, low, high = _interval(sample, test.unit)
+                rows[-1] |= {"verdict": test.judge(low, high), "effect": effect, "low": low, "high": high}
+                rows[-1]["seeds"] = len(sample)
+    return pd.DataFrame(rows)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
+        raise InputError("not a readable CSV table; run its notebook again") from None
+
+
+def _sample(table: pd.DataFrame, test: Measured) -> pd.Series:
+    """Return the effect of each seed; empty if the table has no rows of the setting or of the baseline."""
+    setting = _by_seed(table, test.select | test.setting, test.measure)
+    if test.baseline is None:
+        return setting
+    baseline = _by_seed(table, test.select | test.baseline, test.measure)
+    if not len(setting) or not len(baseline):
+        return setting.iloc[:0]
+    seeds, others = sorted(setting.index), sorted(baseline.index)
+    if seeds != others:
+        raise InputError(f"the setting has seeds {seeds} and the baseline {others}: they must be the same")
+    return setting - baseline
+
+
+def _by_seed(table: pd.DataFrame, where: Mapping[str, float | str], measure: str) -> pd.Series:
+    for column in (*where, "seed", measure):
+        if column not in table:
+            raise InputError(f"no column '{column}': it has {', '.join(map(str, table.columns))}")
+    keep = np.ones(len(table), dtype=bool)
+    for column, value in where.items():
+        if isinstance(value, str):
+            keep &= (table[column] == value).to_numpy()
+        else:
+            keep &= np.isclose(pd.to_numeric(table[column], errors="coerce"), value, rtol=_SAME, atol=0)
+    found = table[keep]
+    if not pd.api.types.is_numeric_dtype(found[measure]):
+        raise InputError(f"column '{measure}': must hold numbers")
+    if found["seed"].duplicated().any():
+        seed, chosen = found.loc[found["seed"].duplicated(), "seed"].iloc[0], dict(where)
+        raise InputError(f"seed {seed} has several rows with {chosen}: select more closely")
+    return found.set_index("seed")[measure].astype(float)
+
+
+def _interval(sample: pd.Series, unit: str) -> tuple[float, float, float]:
+    if not np.isfinite(sample).all():
+        return (np.nan,) * 3
+    mean, low, high = stats.seed_interval(sample)
+    if unit == "percent":
+        low, high = np.clip([low, high], 0, 1).tolist()
+    return mean, low, high
+
+
+def overall(ledger: Ledger, judged: pd.DataFrame) -> pd.DataFrame:
+    """Sum up the verdicts claim by claim.
+
+    Args:
+        ledger: from :func:`load`.
+        judged: from :func:`verdicts`.
+
+    Returns:
+        One row per claim, in order: claim, title, verdict (one of the five), told (the same in words, with the
+        protocols it holds under) and tally (for each protocol, how many of its tested statements hold).
+    """
+    rows = []
+    for claim in ledger.claims:
+        own = judged[judged["claim"] == claim.id]
+        verdict, told = _summed(own)
+        rows.append((claim.id, claim.title, verdict, told, "; ".join(map(_tally, _groups(own)))))
+    return pd.DataFrame(rows, columns=["claim", "title", "verdict", "told", "tally"])
+
+
+def _groups(own: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    groups = own.groupby("protocol", sort=False)["verdict"]
+    return [(str(protocol), verdicts.tolist()) for protocol, verdicts in groups]
+
+
+def _summed(own: pd.DataFrame) -> tuple[str, str]:
+    tested = own[own["verdict"] != UNTESTED]
+    found = set(tested["verdict"])
+    if found == {HOLDS}:
+        return HOLDS, HOLDS
+    if HOLDS in found:
+        groups = _groups(tested)
+        whole = [protocol for protocol, of in groups if set(of) == {HOLDS}]
+        part = [protocol for protocol, of in groups if HOLDS in of and set(of) != {HOLDS}]
+        under = [f"under {_listed(whole)}"] * bool(whole) + [f"in part under {_listed(part)}"] * bool(part)
+        return ONLY, f"{ONLY} {', '.join(under)}"
+    verdict = FAILS if FAILS in found else UNDECIDED if found else UNTESTED
+    return verdict, verdict
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _tally(group: tuple[str, list[str]]) -> str:
+    protocol, found = group
+    tested = [verdict for verdict in found if verdict != UNTESTED]
+    if not tested:
+        return f"{protocol}: {UNTESTED}"
+    counts = [f"{tested.count(HOLDS)} of {len(tested)} hold"]
+    counts += [f"{tested.count(UNDECIDED)} undecided"] * (UNDECIDED in tested)
+    counts += [f"{len(found) - len(tested)} {UNTESTED}"] * (len(tested) < len(found))
+    return f"{protocol}: {', '.join(counts)}"
+
+
+def evidence(ledger: Ledger, claim: Claim, judged: pd.DataFrame) -> dict[str, str]:
+    """Return the effects of a claim's headline statements in words, by statement; tested ones only."""
+    by_name = {row["statement"]: row for row in judged.to_dict("records")}
+    texts = {}
+    for name in claim.headline:
+        test, row = ledger.statement(name).test, by_name[name]
+        if test is not None and row["verdict"] != UNTESTED:
+            texts[name] = f"{test.effect}: {test.shown(row['effect'], row['low'], row['high'])}"
+    return texts
+
+
+def readme_table(ledger: Ledger, folder: Path) -> str:
+    """Return the claims table of the README, as Markdown, from the tables in a folder.
+
+    Raises:
+        InputError: as :func:`verdicts`.
+    """
+    judged = verdicts(ledger, folder)
+    lines = ["| claim | verdict | evidence: effect with its 95 % interval over seeds |", "|---|---|---|"]
+    for claim, row in zip(ledger.claims, overall(ledger, judged).to_dict("records"), strict=True):
+        shown = "<br>".join(evidence(ledger, claim, judged).values()) or "–"
+        lines.append(f"| **{claim.id}** {claim.title} | {SYMBOLS[row['verdict']]} {row['told']} | {shown} |")
+    return "\n".join(lines)
+
+
+_BLOCK = re.compile(r"(<!-- claims -->\n).*?(\n<!-- /claims -->)", flags=re.DOTALL)
+
+
+def with_table(readme: str, table: str) -> str:
+    """Return the README's text with a table between its two markers.
+
+    Raises:
+        InputError: the markers are not there exactly once.
+    """
+    text, count = _BLOCK.subn(lambda found: f"{found[1]}{table}{found[2]}", readme)
+    if count != 1:
+        raise InputError("README.md: must hold the lines '<!-- claims -->' and '<!-- /claims -->' once")
+    return text
+
+
+def main() -> None:
+    """Write the README's claims table anew from the published tables (``python -m isorepro.claims``)."""
+    path = paths.ROOT / "README.md"
+    try:
+        paths.write_atomically(path, with_table(path.read_text(), readme_table(load(), PUBLISHED)))
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
