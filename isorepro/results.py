@@ -191,8 +191,8 @@ def _html_table(frame: pd.DataFrame, label: str) -> str:
         frame = frame.head(20)
     with pd.option_context("display.max_colwidth", None):
         table = frame.to_html(index=False, border=0, na_rep="–", justify="left")
-    for symbol, kind in {"✓": "holds", "✗": "fails"}.items():
-        mark = f'<span class="isorepro-{kind}" aria-hidden="true">{symbol}</span>'
+    for symbol, (kind, said) in {"✓": ("holds", "passed"), "✗": ("fails", "failed")}.items():
+        mark = f'<span class="isorepro-{kind}" role="img" aria-label="{said}">{symbol}</span>'
         table = table.replace(f"<td>{symbol}", f"<td>{mark}")
     # Focusable, so that a wide table can be scrolled by the keyboard.
     return f'{note}<div class="isorepro-scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'
