@@ -115,24 +115,24 @@ def effects_table(effects: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
 
 
 def failure_texts(failures: pd.DataFrame) -> dict[str, str]:
-    """Return how many networks stay above chance under the released attacks where no classifier can.
+    """Return, as a sentence each, how many networks the released attacks leave above chance where nothing can be.
 
     Args:
         failures: rows of :func:`isorepro.robustness.attack_failures`.
 
     Returns:
-        ``above_chance_fgsm`` and ``above_chance_pgd``: such as "3 of 9 networks"; in words where no radius was
-        large enough.
+        ``above_chance_fgsm`` and ``above_chance_pgd``; the sentence says so where no radius was large enough.
     """
-    counted = {
-        attack: f"{failed} of {networks} networks"
-        for protocol, attack, networks, failed in failures[
-            ["protocol", "attack", "networks", "failed"]
-        ].itertuples(index=False, name=None)
+    columns = ["protocol", "attack", "networks", "failed"]
+    told = {
+        attack: f"At the largest radius {failed} of {networks} networks are right more often than by chance, "
+        "which no classifier can be there."
+        for protocol, attack, networks, failed in failures[columns].itertuples(index=False, name=None)
         if protocol == "as released"
     }
     names = {"above_chance_fgsm": "FGSM", "above_chance_pgd": "one-gradient PGD"}
-    return {name: counted.get(attack, "an unknown number: no such radius") for name, attack in names.items()}
+    small = "No radius of this run is so large that no classifier can beat chance."
+    return {name: told.get(attack, small) for name, attack in names.items()}
 
 
 def level_spaces(table: pd.DataFrame) -> pd.DataFrame:

@@ -225,6 +225,11 @@ def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site:
     text = page.locator("article").inner_text()
     assert manifest["commit"] in text
     assert manifest["versions"]["torch"] in text
+    page.goto(f"{site}/released_code.html")
+    text = page.locator("article").inner_text()
+    assert numbers["best_gain_released_fgsm"] in text
+    assert structure["mnist_hierarchy"]["september_2022_pgd"] in text
+    assert structure["torus"]["training_accuracy"] in text
     page.close()
 
 
@@ -270,6 +275,10 @@ def test_the_tables_of_stacks_are_complete(run: Path) -> None:
     variants = pd.read_csv(digits / "variants.csv")
     assert variants["variant"].nunique() == 9
     assert variants.groupby("variant").size().eq(3 * (2 + 3)).all()
+    effects = pd.read_csv(digits / "variant_effects.csv")
+    assert (
+        effects.groupby("variant").size().tolist() == [3] * 8
+    )  # all but this book's, without attack and under two
 
 
 def test_a_second_call_does_nothing_again(run: Path, output: Path) -> None:
