@@ -288,30 +288,6 @@ def worst_case(standing: Tensor) -> Tensor:
     return standing.all(0).int().cummin(0).values.bool()
 
 
-def sign_shares(trained: TrainedModel, *, images: int) -> pd.DataFrame:
-    """Compare the sign of the released attacks' gradient with that of the cross-entropy, at the clean images.
-
-    Args:
-        trained: the network.
-        images: size of the stratified test subset, taken in batches of 100.
-
-    Returns:
-        One row: differing (share of the pixels to which both give a sign where the signs differ) and images.
-    """
-    config, (inputs, labels), device = trained.config, *attacked_images(trained, images)
-    model, labels = trained.model.to(device), finest_labels(labels)
-    differing = signed = 0
-    for x, y in zip(inputs.split(100), labels.split(100), strict=True):
-        loss = attacks.released_objective(x, beta=config.beta, K=config.K, form=config.form)
-        ours, theirs = (
-            attacks.input_gradient(objective, model, x, y)[0].sign() for objective in (attacks.cross_entropy, loss)
-        )
-        both = (ours != 0) & (theirs != 0)
-        differing, signed = differing + int((ours != theirs)[both].sum()), signed + int(both.sum())
-    model.cpu()
-    return pd.DataFrame({"differing": [differing / max(signed, 1)], "images": [len(inputs)]})
-
-
 def sources(models: Sequence[TrainedModel]) -> list[TrainedModel | None]:
     """Return for each network the cross-entropy network that attacks are transferred from.
 

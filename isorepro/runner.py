@@ -218,6 +218,9 @@ def _write_manifest(planned: Plan) -> None:
     paths.write_atomically(planned.folder / "manifest.json", json.dumps(manifest, indent=1))
     shown = Results("run", planned.folder)
     shown.numbers(**{k: str(v) for k, v in manifest.items() if not isinstance(v, dict)})
+    # Of the largest process of any notebook, in 10⁹ bytes.
+    peak = max((record["peak_memory_mib"] for record in records.values()), default=0)
+    shown.numbers(peak_memory_gb=peak * 2**20 / 1e9)
     shown.table("versions", pd.DataFrame(versions.items(), columns=["package", "version"]))
     rows = [
         (name, record["wall_seconds"], record["cpu_seconds"], record["peak_memory_mib"])

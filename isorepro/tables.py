@@ -83,6 +83,58 @@ def change(mean: float, low: float, high: float, *, percent: bool = False) -> st
     return f"{'higher' if mean > 0 else 'lower'} by {sizes[0]}{unit} ({ends})"
 
 
+def share(mean: float, low: float, high: float) -> str:
+    """Return a share in whole percent with its 95 % interval; without the interval for a single seed."""
+    text = f"{100 * mean:.0f} %"
+    return text if np.isnan(low) else f"{text} (95 % interval {100 * low:.0f} to {100 * high:.0f})"
+
+
+def effect_texts(effects: pd.DataFrame, *name: str) -> dict[str, str]:
+    """Return differences of accuracies as text (:func:`points`), under names for the pages' prose.
+
+    Args:
+        effects: rows of mean, low and high, shares in [−1, 1], and the columns in ``name``.
+        name: columns whose values, joined by underscores, in lower case, are a difference's name.
+    """
+    keys = ["_".join(map(str, key)).lower().replace(" ", "_") for key in effects[list(name)].to_numpy()]
+    texts = [points(*ends) for ends in effects[["mean", "low", "high"]].to_numpy()]
+    return dict(zip(keys, texts, strict=True))
+
+
+def effects_table(effects: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
+    """Return differences of accuracies as a table to read, in points.
+
+    Args:
+        effects: rows of mean, low and high, shares in [−1, 1], and the columns named next.
+        row, column: columns of which each value has a row, or a column, in order of appearance.
+    """
+    texts = [points(*ends) for ends in effects[["mean", "low", "high"]].to_numpy()]
+    wide = effects.assign(text=texts).pivot(index=row, columns=column, values="text")
+    wide = wide.loc[list(effects[row].drop_duplicates()), list(effects[column].drop_duplicates())]
+    return wide.rename_axis(columns=None).reset_index()
+
+
+def failure_texts(failures: pd.DataFrame) -> dict[str, str]:
+    """Return, as a sentence each, how many networks the released attacks leave above chance where nothing can be.
+
+    Args:
+        failures: rows of :func:`isorepro.robustness.attack_failures`.
+
+    Returns:
+        ``above_chance_fgsm`` and ``above_chance_pgd``; the sentence says so where no radius was large enough.
+    """
+    columns = ["protocol", "attack", "networks", "failed"]
+    told = {
+        attack: f"At the largest radius {failed} of {networks} networks are right more often than by chance, "
+        "which no classifier can be there."
+        for protocol, attack, networks, failed in failures[columns].itertuples(index=False, name=None)
+        if protocol == "as released"
+    }
+    names = {"above_chance_fgsm": "FGSM", "above_chance_pgd": "one-gradient PGD"}
+    small = "No radius of this run is so large that no classifier can beat chance."
+    return {name: told.get(attack, small) for name, attack in names.items()}
+
+
 def level_spaces(table: pd.DataFrame) -> pd.DataFrame:
     """Return the points of :func:`isorepro.stacks.level_spaces`, the inputs once, with the title of their space.
 

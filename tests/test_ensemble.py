@@ -201,24 +201,6 @@ def test_a_stack_is_refused() -> None:
         ensemble.curves(stack, None, epsilons=[0.1], images=20)
 
 
-def test_signs_differ_by_the_isometry_term_alone(trained: TrainedModel) -> None:
-    dataset = data.load("mnist", test_size=200, seed=trained.config.seed)
-    differing = total = 0
-    for start in (0, 100):
-        images, labels = (part[start : start + 100] for part in (dataset.test_inputs, dataset.test_labels))
-        released = attacks.released_objective(images, beta=0.1, K=10.0, form="raw")
-        one, _ = attacks.input_gradient(attacks.cross_entropy, trained.model, images, labels)
-        two, _ = attacks.input_gradient(released, trained.model, images, labels)
-        for a, b in zip(one.flatten().tolist(), two.flatten().tolist(), strict=True):
-            differing += a * b < 0
-            total += a * b != 0
-    found = ensemble.sign_shares(trained, images=200)
-    assert found["differing"].item() == pytest.approx(differing / total)
-    assert 0.01 < differing / total < 0.6
-    plain = TrainedModel(TrainingConfig(device="cpu"), trained.model, trained.history, 0.0)
-    assert ensemble.sign_shares(plain, images=200)["differing"].item() == 0
-
-
 def test_sources_are_cross_entropy_networks_of_the_next_seed() -> None:
     def network(**fields: object) -> TrainedModel:
         return TrainedModel(TrainingConfig(**fields), Stack(2, (2,), width=2, depth=1), pd.DataFrame(), 0.0)

@@ -140,6 +140,8 @@ def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path
     assert manifest["notebooks"]["tiny"]["parameters"]["count"] == 3
     assert manifest["versions"].keys() >= {"python", "torch", "torchvision", "numpy"}
     assert manifest["notebooks"]["tiny"]["cpu_seconds"] > 0
+    shown = json.loads((planned.folder / "results/run/numbers.json").read_text())
+    assert shown["peak_memory_gb"] == pytest.approx(manifest["notebooks"]["tiny"]["peak_memory_mib"] * 0.001048576)
 
 
 def test_a_failing_cell_is_named_and_earlier_results_stay(
