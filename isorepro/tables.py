@@ -102,14 +102,18 @@ def effect_texts(effects: pd.DataFrame, *name: str) -> dict[str, str]:
 
 
 def effects_table(effects: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
-    """Return differences of accuracies as a table to read, in points.
+    """Return differences of accuracies as a table to read, in points with their 95 % intervals, if they have one.
 
     Args:
         effects: rows of mean, low and high, shares in [−1, 1], and the columns named next.
         row, column: columns of which each value has a row, or a column, in order of appearance.
     """
-    texts = [points(*ends) for ends in effects[["mean", "low", "high"]].to_numpy()]
-    wide = effects.assign(text=texts).pivot(index=row, columns=column, values="text")
+    ends = 100 * effects[["mean", "low", "high"]].to_numpy()
+    texts = [
+        f"{mean:+.1f}" + ("" if np.isnan(low) else f" ({low:+.1f} to {high:+.1f})") for mean, low, high in ends
+    ]
+    signed = [text.replace("-", "−") for text in texts]
+    wide = effects.assign(text=signed).pivot(index=row, columns=column, values="text")
     wide = wide.loc[list(effects[row].drop_duplicates()), list(effects[column].drop_duplicates())]
     return wide.rename_axis(columns=None).reset_index()
 

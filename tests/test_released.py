@@ -199,6 +199,9 @@ def test_variants_are_compared_at_their_own_finest_level_with_the_stack_of_the_s
     shown = tables.effects_table(effects, "variant", "outcome")
     assert shown.columns.tolist() == ["variant", *released.OUTCOMES]
     assert shown["variant"].tolist() == ["Adam anew", "May 2023"]
+    assert shown["pgd"][0].startswith("−5.0 (−5.0 to ")
+    one = released.variant_effects(table[table["seed"] == 1], baseline="this book")
+    assert tables.effects_table(one, "variant", "outcome")["pgd"].tolist() == ["−5.0", "−10.0"]
     with pytest.raises(InputError, match="every seed needs the baseline 'other'"):
         released.variant_effects(table, baseline="other")
 
