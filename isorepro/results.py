@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,5 +195,7 @@ def _html_table(frame: pd.DataFrame, label: str) -> str:
     for symbol, (kind, said) in {"✓": ("holds", "passed"), "✗": ("fails", "failed")}.items():
         mark = f'<span class="isorepro-{kind}" role="img" aria-label="{said}">{symbol}</span>'
         table = table.replace(f"<td>{symbol}", f"<td>{mark}")
+    # Sentences may break; numbers and names stay on one line.
+    table = re.sub(r"<td>(?=[^<]{50,}</td>)", '<td class="isorepro-sentence">', table)
     # Focusable, so that a wide table can be scrolled by the keyboard.
     return f'{note}<div class="isorepro-scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'

@@ -97,6 +97,8 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int |
         "ISOREPRO_OUTPUT": str(paths.output()),
         CHANNEL: str(channel),
         "MPLBACKEND": "agg",
+        # The threads of a small sum would wait for each other on processors that workers keep busy.
+        "OMP_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         **({"ISOREPRO_JOBS": str(jobs)} if jobs else {}),
     }
