@@ -19,10 +19,11 @@ from pathlib import Path
 import foolbox
 import numpy as np
 import torch
+from pyautoattack import AutoAttack
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from isorepro import attacks, data, hierarchy
+from isorepro import attacks, data, ensemble, hierarchy
 from isorepro.losses import ClassBlocks
 from isorepro.training import TrainingConfig, build, step, train
 
@@ -134,6 +135,28 @@ def class_blocks(steps: int = 20) -> dict[str, float]:
     return {"all_distances_ms": 1000 * a / steps, "class_blocks_ms": 1000 * b / steps, "ratio": ratio}
 
 
+def autoattack_curve(images: int = 50) -> dict[str, object]:
+    model = train(TrainingConfig(beta=0.1, K=10.0, epochs=3, device="cpu")).model
+    dataset = data.load("mnist", test_size=images)
+    x, y = dataset.test_inputs, dataset.test_labels
+    radii = [0.0167, 0.0278, 0.0464, 0.0774, 0.1292, 0.2154, 0.5]
+    accuracy: dict[str, list[float]] = {}
+
+    def ours() -> None:
+        accuracy["ours"] = ensemble.autoattack_curve(model, x, y, radii).double().mean(1).tolist()
+
+    def separate() -> None:
+        rows = []
+        for epsilon in radii:
+            evaluation = AutoAttack(model, eps=epsilon, seed=0, device=torch.device("cpu"), version="standard")
+            found, _ = evaluation.run_standard_evaluation(x, y)
+            rows.append(float(attacks.correct_predictions(model, found, y).double().mean()))
+        accuracy["separate"] = rows
+
+    a, b, ratio = in_turn(separate, ours, rounds=2)
+    return {"separate_s": a, "ours_s": b, "ratio": ratio, "epsilon": radii, "accuracy": accuracy}
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -142,6 +165,7 @@ def main() -> None:
         "training_step": training_step(),
         "pgd_curve": pgd_curve(),
         "class_blocks": class_blocks(),
+        "autoattack_curve": autoattack_curve(),
     }
     text = json.dumps(measured, indent=2)
     print(text)
