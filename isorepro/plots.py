@@ -125,7 +125,10 @@ def attack_stages(summary: pd.DataFrame, differences: pd.DataFrame, *, narrow: b
     figure = Figure(figsize=(NARROW, 2 * height + 0.8) if narrow else (WIDE, height + 0.6))
     first, second = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
     offsets = dict(zip(styles, np.linspace(-0.36, 0.36, len(styles)), strict=True))
-    panels = {"accuracy": (first, summary, 1), "difference to CE, same seed (points)": (second, differences, 100)}
+    panels = {
+        "classification rate": (first, summary, 1),
+        "difference to CE, same seed (points)": (second, differences, 100),
+    }
     for label, (axes, table, scale) in panels.items():
         for name, style in styles.items():
             rows = table[table["network"] == name]

@@ -108,14 +108,16 @@ def effects_table(effects: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
         effects: rows of mean, low and high, shares in [−1, 1], and the columns named next.
         row, column: columns of which each value has a row, or a column, in order of appearance.
     """
-    ends = 100 * effects[["mean", "low", "high"]].to_numpy()
-    texts = [
-        f"{mean:+.1f}" + ("" if np.isnan(low) else f" ({low:+.1f} to {high:+.1f})") for mean, low, high in ends
-    ]
-    signed = [text.replace("-", "−") for text in texts]
-    wide = effects.assign(text=signed).pivot(index=row, columns=column, values="text")
+    texts = [_signed_points(*row) for row in effects[["mean", "low", "high"]].to_numpy()]
+    wide = effects.assign(text=texts).pivot(index=row, columns=column, values="text")
     wide = wide.loc[list(effects[row].drop_duplicates()), list(effects[column].drop_duplicates())]
     return wide.rename_axis(columns=None).reset_index()
+
+
+def _signed_points(mean: float, low: float, high: float) -> str:
+    """Return a difference of shares in points, without the unit, with its 95 % interval if it has one."""
+    ends = "" if np.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * mean:+.1f}{ends}".replace("-", "−")
 
 
 def failure_texts(failures: pd.DataFrame) -> dict[str, str]:
@@ -402,12 +404,9 @@ def stage_table(stages: pd.DataFrame) -> pd.DataFrame:
             "network": stages["network"],
             "attack": stages["stage"],
             "rate, %": [percent(*row) for row in stages[["mean", "low", "high"]].to_numpy()],
-            "points above CE": [
-                "–" if np.isnan(mean) else f"{mean:+.1f}" + f" ({low:+.1f} to {high:+.1f})" * (not np.isnan(low))
-                for mean, low, high in 100 * gains
-            ],
+            "points above CE": ["–" if np.isnan(row[0]) else _signed_points(*row) for row in gains],
         }
-    ).map(lambda text: text.replace("-", "−"))
+    )
 
 
 def effect_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
