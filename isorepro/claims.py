@@ -50,6 +50,9 @@ SYMBOLS = {HOLDS: "✓", ONLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "�
 
 Made = TypeVar("Made", bound=Config)
 
+_UNITS = {"points": " points", "percent": " %"}
+_RANGES = {"percent": (0.0, 1.0), "correlation": (-1.0, 1.0)}
+
 _SAME = 1e-3
 """Relative difference up to which a number of a table is the one selected."""
 
@@ -68,7 +71,8 @@ class Measured(Config):
         bound: the bound, in units of the measure; not negative for a difference.
         reason: why this bound.
         effect: what the effect is, to be read before its value.
-        unit: "points" shows a difference of shares in points, "percent" a share, "plain" a number as it is.
+        unit: "points" shows a difference of shares in points, "percent" a share, "plain" a number as it is,
+            "correlation" a number from −1 to 1.
     """
 
     table: str = Field(pattern=r"^[a-z0-9_]+/[a-z0-9_]+$")
@@ -80,11 +84,12 @@ class Measured(Config):
     bound: float = Field(allow_inf_nan=False)
     reason: str = Field(min_length=1)
     effect: str = Field(min_length=1)
-    unit: Literal["points", "percent", "plain"]
+    unit: Literal["points", "percent", "plain", "correlation"]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        level, allowed = self.wanted.startswith("at "), ("percent", "plain")
+        level = self.wanted.startswith("at ")
+        allowed: tuple[str, ...] = ("percent", "plain", "correlation")
         if level == (self.baseline is not None):
             raise ValueError(f"'{self.wanted}' must {'not ' * level}have a baseline")
         if not level:
@@ -123,22 +128,21 @@ class Measured(Config):
 
     def limit(self) -> str:
         """Return what is wanted as text, such as "higher by more than 2 points"."""
-        scale = 1 if self.unit == "plain" else 100
+        scale = 100 if self.unit in _UNITS else 1
         amount = f"{scale * self.bound:g}"
-        ending = {"points": " point" if amount == "1" else " points", "percent": " %", "plain": ""}[self.unit]
+        ending = " point" if self.unit == "points" and amount == "1" else _UNITS.get(self.unit, "")
         return f"{self.wanted} {amount}{ending}"
 
     def shown(self, effect: float, low: float, high: float) -> str:
         """Return an effect and its interval as text: "+28.1 points (+25.0 to +31.1)"."""
-        scale, digits = (1, 3) if self.unit == "plain" else (100, 1)
+        scale, digits = (100, 1) if self.unit in _UNITS else (1, 3)
         sign = "" if self.baseline is None else "+"
         # Adding 0 takes the sign from a zero that a small negative number was rounded to.
         texts = [f"{round(scale * value, digits) + 0:{sign}.{digits}f}" for value in (effect, low, high)]
         if np.isnan(effect):
             return "not defined for every seed"
-        unit = {"points": " points", "percent": " %", "plain": ""}[self.unit]
         ends = "one seed: no interval" if np.isnan(low) else f"{texts[1]} to {texts[2]}"
-        return f"{texts[0]}{unit} ({ends})".replace("-", "−")
+        return f"{texts[0]}{_UNITS.get(self.unit, '')} ({ends})".replace("-", "−")
 
 
 class Statement(Config):
@@ -333,8 +337,8 @@ def _interval(sample: pd.Series, unit: str) -> tuple[float, float, float]:
     if not np.isfinite(sample).all():
         return (np.nan,) * 3
     mean, low, high = stats.seed_interval(sample)
-    if unit == "percent":
-        low, high = np.clip([low, high], 0, 1).tolist()
+    # An interval does not reach beyond what the measure can be.
+    low, high = np.clip([low, high], *_RANGES.get(unit, (-np.inf, np.inf))).tolist()
     return mean, low, high
 
 

@@ -103,6 +103,12 @@ def test_a_level_is_that_of_a_t_interval_and_a_share_ends_at_one(ledger: Any, tm
     row = one(ledger(LEVEL), write(tmp_path, curves(gains=[0.4, 0.7], ce=[0.3, 0.29])))
     assert row["low"] == 0
     assert row["high"] == 1
+    correlation = LEVEL | {"unit": "correlation", "bound": -0.9}
+    row = one(ledger(correlation), write(tmp_path, curves(gains=[1.2, 0.6], ce=[-0.3, -0.4])))
+    assert (row["low"], row["high"]) == (-1, 1)
+    test = ledger(correlation).statement("C1.1").test
+    assert test.limit() == "at least -0.9"
+    assert test.shown(row["effect"], row["low"], row["high"]) == "0.550 (−1.000 to 1.000)"
 
 
 @pytest.mark.parametrize(
