@@ -144,7 +144,7 @@ def attack_stages(summary: pd.DataFrame, differences: pd.DataFrame, *, narrow: b
         axes.tick_params(axis="y", length=0)
     first.set_xlim(-0.02, 1.02)
     second.axvline(0, color=INK, linestyle=(0, (4, 1.5)), lw=1)
-    _legend(figure, (2 if narrow else 4) if len(styles) > 4 else None)
+    _legend(figure, None)
     return figure
 
 
@@ -1116,9 +1116,14 @@ def _squares(count: int, *, columns: int, narrow: bool) -> tuple[Figure, np.ndar
 
 
 def _legend(figure: Figure, columns: int | None, axes: Axes | None = None) -> Legend:
-    """Put the names of a panel's lines (the first's) above all panels, in one row or in some columns."""
+    """Put the names of a panel's lines (the first's) above all panels, in one row or in as many columns as fit."""
     handles, names = (axes or figure.axes[0]).get_legend_handles_labels()
-    return figure.legend(handles, names, loc="outside upper left", ncols=columns or len(names), fontsize=9)
+    for count in range(columns or len(names), 0, -1):
+        legend = figure.legend(handles, names, loc="outside upper left", ncols=count, fontsize=9)
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    return legend
 
 
 def _positive_range(panel: pd.DataFrame) -> tuple[float, float]:

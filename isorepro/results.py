@@ -51,13 +51,17 @@ class Results:
         """Write a tidy table as ``<name>.csv``, floats in full precision, and return it for display.
 
         Args:
-            name: name of its file.
+            name: name of its files.
             data: the tidy table.
-            shown: the table to show, ready formatted; ``data`` without it.
+            shown: the table to show, ready formatted, also written for other pages as ``<name>.html``; ``data``
+                without it.
         """
         paths.write_atomically(self.folder / f"{name}.csv", data.to_csv(index=False))
         body = _html_table(data if shown is None else shown, f"Table {name}")
-        return Shown(f'{body}<p class="isorepro-links">Download: {self._link(name, "csv")}</p>')
+        markup = f'{body}<p class="isorepro-links">Download: {self._link(name, "csv")}</p>'
+        if shown is not None:
+            paths.write_atomically(self.folder / f"{name}.html", markup)
+        return Shown(markup)
 
     def numbers(self, **values: float | int | str) -> None:
         """Add named numbers to ``numbers.json``, from which the pages' prose takes them.

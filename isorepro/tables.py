@@ -376,8 +376,26 @@ def check_table(summary: pd.DataFrame) -> pd.DataFrame:
     wide = summary.assign(text=texts).pivot(index="check", columns="protocol", values="text")
     wide = wide.loc[list(dict.fromkeys(summary["check"])), list(dict.fromkeys(summary["protocol"]))]
     least = summary.groupby("check", sort=False)["threshold"].min()
-    allowed = pd.Series({check: f"≤ {_measured(check, value)}" for check, value in least.items()})
+    allowed = pd.Series(
+        {check: f"≤ {_measured(check, value)}" if value > 0 else "none" for check, value in least.items()}
+    )
     return wide.assign(allowed=allowed).rename_axis(columns=None).reset_index()
+
+
+def check_counts(summary: pd.DataFrame) -> dict[str, int]:
+    """Count the checks and, for each protocol, those that some network fails, under names for the pages' prose.
+
+    Args:
+        summary: rows of :func:`isorepro.health.summary`.
+
+    Returns:
+        ``checks``, ``failed_released`` and ``failed_corrected``.
+    """
+    failed = summary[summary["passed"] < summary["networks"]].groupby("protocol").size()
+    names = {"failed_released": "as released", "failed_corrected": "corrected"}
+    return {"checks": summary["check"].nunique()} | {
+        name: int(failed.get(protocol, 0)) for name, protocol in names.items()
+    }
 
 
 def _measured(check: object, value: float) -> str:

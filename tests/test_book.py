@@ -350,6 +350,24 @@ def test_the_book_shows_the_verdicts_on_the_claims(run: Path, browser: Browser, 
     context.close()
 
 
+def test_the_front_page_shows_the_checks_of_the_attacks_beside_its_curves(
+    run: Path, browser: Browser, site: str
+) -> None:
+    counted = pd.read_csv(run / "results/mnist_robustness/checks.csv")
+    page = browser.new_page()
+    page.goto(f"{site}/index.html")
+    page.get_by_text("Check by check").click()
+    table = page.get_by_role("region", name="Table checks")
+    shown = table.locator("tbody tr").all_inner_texts()
+    assert len(shown) == counted["check"].nunique() == 12
+    for row, text in zip(counted["check"].drop_duplicates(), shown, strict=True):
+        assert text.startswith(row)
+    failed = counted[counted["passed"] < counted["networks"]]
+    assert table.get_by_role("img", name="failed").count() == len(failed)
+    assert table.get_by_role("img", name="passed").count() == len(counted) - len(failed)
+    page.close()
+
+
 def test_a_second_call_does_nothing_again(run: Path, output: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     done = isorepro(output)

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from isorepro import plots, style, tables
 from isorepro.results import Results
@@ -115,6 +116,24 @@ def test_stages_of_attack_draw_accuracies_and_differences_with_their_intervals(n
     )
     assert table["points above CE"].tolist()[:3] == ["–", "−5.0 (−10.0 to +50.0)", "+25.0 (−10.0 to +50.0)"]
     assert table["rate, %"].tolist()[0] == "20.0 (15 to 30)"
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("count", [2, 4, 6, 11])
+def test_the_names_of_any_number_of_networks_fit_above_the_panels(count: int, narrow: bool) -> None:
+    names = ["CE", *[f"normalised, β = 10{power}" for power in "¹²³⁴⁵⁶⁷⁸⁹⁰"]][:count]
+    rows = [("a", name, "raw", float(place), 0.5, 0.4, 0.6) for place, name in enumerate(names)]
+    kept = pd.DataFrame(rows, columns=["stage", "network", "form", "beta", "mean", "low", "high"])
+    with style.house_style():
+        figure = plots.attack_stages(kept, kept[kept["beta"] > 0], narrow=narrow)
+        FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    # Above the panels, not on them.
+    assert box.y0 >= max(axes.get_window_extent().y1 for axes in figure.axes)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
@@ -414,6 +433,16 @@ def test_of_a_long_table_a_page_shows_the_start_and_the_file_holds_all(tmp_path:
     assert markup.count("<tr") == 1 + 20
     assert "The first 20 of 1,000 rows" in markup
     assert len(pd.read_csv(tmp_path / "results/n/t.csv")) == 1000
+
+
+def test_a_table_made_to_be_read_is_left_for_other_pages(tmp_path: Path) -> None:
+    results, plain = Results("n", tmp_path), pd.DataFrame({"share": [0.5]})
+    results.table("plain", plain)
+    markup = results.table("read", plain, shown=pd.DataFrame({"share": ["50 %"]})).markup
+    assert [path.name for path in tmp_path.rglob("*.html")] == ["read.html"]
+    assert (tmp_path / "results/n/read.html").read_text() == markup
+    assert "50 %" in markup
+    assert pd.read_csv(tmp_path / "results/n/read.csv")["share"].tolist() == [0.5]
 
 
 def test_numbers_keep_their_value_and_add_up(tmp_path: Path) -> None:

@@ -355,3 +355,5 @@ def test_the_table_of_checks_tells_passed_failed_and_worst() -> None:
     assert shown["as released"].tolist() == ["✗ 1 of 2 (20.0 points)", "✗ 0 of 1 (0.20)"]
     assert shown["corrected"].tolist() == ["✓ 2 of 2", "✓ 1 of 1"]
     assert shown["allowed"].tolist() == ["≤ 1.0 points", "≤ 0.01"]
+    assert tables.check_counts(counted) == {"checks": 2, "failed_released": 2, "failed_corrected": 0}
+    assert tables.check_table(counted.assign(threshold=0.0))["allowed"].tolist() == ["none", "none"]

@@ -4,10 +4,9 @@ import json
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.fileutil import copy_asset_file
@@ -47,10 +46,9 @@ class Verdict(SphinxRole):
 
 
 class RunFigure(SphinxDirective):
-    """``{run-figure} notebook/name``: a figure that a notebook made, with caption, links and data."""
+    """``{run-figure} notebook/name``: a figure or a table that a notebook made, with caption, links and data."""
 
     required_arguments = 1
-    option_spec: ClassVar[dict[str, Any]] = {"bare": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         """Return the figure's HTML, its links made relative to this page."""
