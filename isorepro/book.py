@@ -15,6 +15,7 @@ from isorepro import claim_pages, paths
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
+from isorepro.runner import alone
 
 SOURCES = paths.ROOT / "book"
 
@@ -28,6 +29,11 @@ def build(planned: Plan) -> Path:
     Raises:
         NotebookError: Sphinx warned or failed; the book built before stays.
     """
+    with alone(planned.folder, "book"):
+        return _build(planned)
+
+
+def _build(planned: Plan) -> Path:
     draft = planned.folder / ".running" / "book"
     shutil.rmtree(draft, ignore_errors=True)
     assemble(planned, draft)

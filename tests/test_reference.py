@@ -185,7 +185,7 @@ def test_measures_of_one_table_only_are_named() -> None:
     ]
 
 
-def execute(folder: Path, notebook: str, values: dict[str, Any], jobs: int | None) -> dict[str, Any]:
+def execute(folder: Path, notebook: str, values: dict[str, Any], desk: object) -> dict[str, Any]:
     """What executing the notebook below leaves behind, without papermill."""
     rows = [(seed, beta, 0.5 + 0.01 * seed + 0.1 * beta) for seed in values["seeds"] for beta in (0.0, 1.0)]
     results = Results(notebook, folder)

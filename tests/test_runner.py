@@ -154,7 +154,7 @@ def test_a_failing_cell_is_named_and_earlier_results_stay(
     status, printed = command("reproduce")
     assert status == 1
     assert "notebook 'tiny', code cell 4: the last line (kept at " in printed
-    assert "    things: 3/3" in printed
+    assert "    tiny: things: 3/3" in printed
     assert "Traceback" not in printed
     assert all(path.read_bytes() == content for path, content in before.items())
 

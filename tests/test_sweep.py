@@ -33,7 +33,8 @@ def same(a: TrainedModel, b: TrainedModel) -> bool:
 
 
 def files(cache: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    kept = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path.name: path.stat().st_mtime_ns for path in kept}
 
 
 def test_grid_is_the_product_last_field_fastest() -> None:
@@ -269,7 +270,7 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
 
 def test_a_default_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(sweep.JOBS, "many")
-    with pytest.raises(InputError, match="ISOREPRO_JOBS: must be a whole number, not 'many'"):
+    with pytest.raises(InputError, match="ISOREPRO_JOBS: must be a whole number above 0, not 'many'"):
         sweep.train_all(CONFIGS[:1])
 
 
@@ -303,9 +304,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_short_tasks_stay_in_this_process_and_long_ones_go_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks: dict[str, sweep.Task] = {str(number): (os.getpid, (), {}) for number in range(4)}
     monkeypatch.setattr(sweep, "_workers_run", [])
-    assert {pid for _, pid in sweep._finished(dict(tasks), jobs=2)} == {os.getpid()}
+    assert {pid for _, pid in sweep._finished(iter(tasks.items()), 4, jobs=2)} == {os.getpid()}
     monkeypatch.setattr(sweep, "START_UP", -1.0)  # as if every task took longer than workers take to start
-    assert os.getpid() not in {pid for _, pid in sweep._finished(dict(tasks), jobs=2)}
+    assert os.getpid() not in {pid for _, pid in sweep._finished(iter(tasks.items()), 4, jobs=2)}
     assert sweep._workers_run
 
 
