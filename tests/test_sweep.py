@@ -1,6 +1,10 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -177,6 +181,62 @@ def test_an_interrupted_sweep_keeps_what_was_finished(cache: Path, monkeypatch: 
     sweep.train_all(CONFIGS, jobs=1)
     assert len(files(cache)) == 4
     assert written.items() <= files(cache).items()
+
+
+def test_two_sweeps_at_once_compute_nothing_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained_here: list[tuple[str, TrainingConfig]] = []
+    both_at_work = threading.Barrier(2, timeout=30)
+
+    def counted(config: TrainingConfig) -> TrainedModel:
+        thread = threading.current_thread().name
+        if thread not in [name for name, _ in trained_here]:
+            both_at_work.wait()
+        trained_here.append((thread, config))
+        return train(config)
+
+    monkeypatch.setattr(sweep, "train", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: sweep.train_all(CONFIGS, jobs=1), range(2))
+    assert sorted(map(repr, (config for _, config in trained_here))) == sorted(map(repr, CONFIGS))
+    assert len({thread for thread, _ in trained_here}) == 2
+    assert [model.config for model in second] == CONFIGS
+    for one, other in zip(first, second, strict=True):
+        assert same(one, other)
+
+
+def test_what_a_killed_process_was_at_is_free_again(cache: Path) -> None:
+    key = sweep.model_key(CONFIGS[0])
+    program = (
+        "import sys, time; from isorepro import sweep\n"
+        "lock = sweep._Store('models', 'safetensors', None, None).lock(sys.argv[1]); lock.acquire()\n"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, key], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sweep.train_all, CONFIGS[:1], jobs=1)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=1)
+        holder.kill()
+        assert waiting.result(timeout=30)[0].config == CONFIGS[0]
+    holder.wait()
+    holder.stdout.close()
+
+
+def test_a_sweep_uses_the_processors_it_is_given_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = tmp_path / "share"
+    monkeypatch.setenv(sweep.SHARE, str(share))
+    monkeypatch.setattr(sweep, "_workers_run", [])
+    monkeypatch.setattr(sweep, "START_UP", -1.0)  # as if every task took longer than workers take to start
+    share.write_text("1")
+    tasks: dict[str, sweep.Task] = {str(number): (os.getpid, (), {}) for number in range(5)}
+    finished = sweep._finished(iter(tasks.items()), 5)
+    assert [next(finished)[1] for _ in range(2)] == [os.getpid()] * 2
+    share.write_text("2")
+    assert os.getpid() not in {pid for _, pid in finished}
 
 
 @pytest.mark.parametrize("harm", ["truncated", "bit flipped", "history changed"])
