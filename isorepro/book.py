@@ -127,7 +127,7 @@ def _provenance(notebook: str, planned: Plan, record: dict[str, Any]) -> str:
     flags = "".join(f" -p {name}={json.dumps(value)}" for name, value in planned.overrides.items())
     command = f"isorepro reproduce --profile {planned.profile} --only {notebook}{flags}"
     return (
-        f"---\n\n{{download}}`This page as a notebook <{notebook}.ipynb>` · run with profile "
+        f"---\n\n{{download}}`This page as a notebook <{notebook}.ipynb>` · run `{record['id']}` with profile "
         f"`{planned.profile}` in {record['wall_seconds']:.0f} s (processor time {record['cpu_seconds']:.0f} s; "
         f"networks and measurements kept from an earlier run cost nothing) · again: `{command}`"
     )

@@ -19,6 +19,7 @@ from scipy import stats
 from isorepro import paths, runner
 from isorepro.errors import DataError, InputError, unknown
 from isorepro.profiles import Plan
+from isorepro.results import ID_COLUMN
 
 REFERENCE = paths.DATA / "reference"
 BY_SEED = "*_by_seed.csv"
@@ -271,7 +272,8 @@ def _read_published(folder: Path, name: str, digest: str) -> pd.DataFrame:
 def _read_table(path: Path, remedy: str, like: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return a table of single seeds, floats of DIGITS digits; its measured columns are those of ``like``."""
     try:
-        table = pd.read_csv(path)
+        # Which run it was made by is no number to compare.
+        table = pd.read_csv(path).drop(columns=ID_COLUMN, errors="ignore")
     except ValueError as error:
         raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}; {remedy}") from None
     known = table if like is None else like

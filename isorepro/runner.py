@@ -6,7 +6,6 @@ Several runs may go on in one output folder at once: what one of them is at, the
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,13 +21,15 @@ from typing import Any
 
 import filelock
 import nbformat
-import pandas as pd
 import yaml
 
-from isorepro import paths, profiles
+from isorepro import paths, profiles, provenance
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, digest
 from isorepro.progress import CHANNEL, clock, say, show
+
+ID = 12
+"""Digits of a notebook's key that are its run's id, which every figure and table of it carries."""
 
 
 def run(planned: Plan, jobs: int | None = None) -> bool:
@@ -54,7 +55,7 @@ def run(planned: Plan, jobs: int | None = None) -> bool:
     # A run that was interrupted has results that its manifest does not tell of yet.
     if ran or any(told.get(notebook) != key for notebook, key in keys.items()):
         with alone(planned.folder, "manifest"):
-            _write_manifest(planned)
+            provenance.write(planned)
     return ran
 
 
@@ -151,13 +152,15 @@ def _run_one(planned: Plan, notebook: str, key: str, desk: _Desk) -> bool:
             desk.end(notebook, "up to date, by another run")
             return False
         try:
-            record = _execute(planned.folder, notebook, planned.notebooks[notebook], desk)
+            record = _execute(planned.folder, notebook, planned.notebooks[notebook], desk, key[:ID])
         except BaseException:
             desk.end(notebook)
             raise
         paths.write_atomically(
             _record_path(planned.folder, notebook),
-            json.dumps({"key": key, "files": _file_digests(planned.folder, notebook), **record}, indent=1),
+            json.dumps(
+                {"key": key, "id": key[:ID], "files": _file_digests(planned.folder, notebook), **record}, indent=1
+            ),
         )
         desk.end(notebook, f"done in {clock(record['wall_seconds'])}")
         return True
@@ -212,7 +215,9 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
     code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
-    for about_running in ("profiles", "runner", "reference", "claims", "claim_pages", "book", "cli", "__init__"):
+    for about_running in (
+        *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "book", "cli", "__init__"),
+    ):
         code.pop(about_running, None)
     versions = {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas")}
     return digest([sources, dict(values), code, versions])
@@ -230,7 +235,7 @@ papermill()
 """
 
 
-def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk) -> dict[str, Any]:
+def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk, run_id: str) -> dict[str, Any]:
     """Execute a notebook in a scratch folder and move what it made into place when all went well."""
     # What a killed run has left; its name tells the process, which may take a second to die.
     for left in (folder / ".running").glob(f"{notebook}-*"):
@@ -244,11 +249,14 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
     )
     given = paths.write_atomically(scratch / "parameters.yml", yaml.safe_dump(dict(values)))
     channel.touch()
+    (scratch / "kept").touch()
     environment = os.environ | {
         "ISOREPRO_RUN": str(scratch),
         "ISOREPRO_OUTPUT": str(paths.output()),
         "ISOREPRO_DRIVER": str(os.getpid()),
         "ISOREPRO_SHARE": str(scratch / "share"),
+        "ISOREPRO_KEPT": str(scratch / "kept"),
+        "ISOREPRO_RUN_ID": run_id,
         CHANNEL: str(channel),
         "MPLBACKEND": "agg",
         # The threads of a small sum would wait for each other on processors that workers keep busy.
@@ -258,7 +266,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
     command = [sys.executable, "-c", _PAPERMILL, str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
     command += ["-f", str(given), "-k", "python3", "--no-progress-bar", "--cwd", str(profiles.NOTEBOOKS)]
     desk.begin(notebook, scratch / "share")
-    started = time.monotonic()
+    began, started = datetime.now(UTC), time.monotonic()
     with log.open("wb") as output, channel.open() as lines:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
@@ -283,9 +291,15 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         executed: folder / "notebooks" / f"{notebook}.ipynb",
     }.items():
         _replace(product, target)
+    # A line for each sweep: how many results it had, and how many of them were kept from before.
+    sweeps = [line.split() for line in (scratch / "kept").read_text().splitlines()]
     shutil.rmtree(scratch)
     return {
         "parameters": dict(values),
+        "started": began.isoformat(timespec="seconds"),
+        "jobs": desk.jobs,
+        "results": sum(int(results) for results, _ in sweeps),
+        "kept": sum(int(kept) for _, kept in sweeps),
         "wall_seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_memory_mib": round(usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)),
@@ -345,61 +359,3 @@ def _file_digests(folder: Path, notebook: str) -> dict[str, str]:
         for path in made
         if path.is_file()
     }
-
-
-def _write_manifest(planned: Plan) -> None:
-    """Write what was run, with what and where, as JSON and as the tables the book shows."""
-    import torch
-
-    from isorepro.results import Results
-    from isorepro.sweep import NUMERICAL_LIBRARIES
-
-    records = {
-        path.stem: json.loads(path.read_text()) for path in sorted((planned.folder / "records").glob("*.json"))
-    }
-    versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas", "papermill")}
-    manifest = {
-        "profile": planned.profile,
-        "overrides": planned.overrides,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or "not a git checkout",
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-        "processors": os.cpu_count(),
-        "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "system": platform.platform(),
-        "versions": versions,
-        "notebooks": {name: {k: v for k, v in record.items() if k != "files"} for name, record in records.items()},
-    }
-    paths.write_atomically(planned.folder / "manifest.json", json.dumps(manifest, indent=1))
-    shown = Results("run", planned.folder)
-    shown.numbers(**{k: str(v) for k, v in manifest.items() if not isinstance(v, dict)})
-    # Of the largest process of any notebook, in 10⁹ bytes.
-    peak = max((record["peak_memory_mib"] for record in records.values()), default=0)
-    shown.numbers(peak_memory_gb=peak * 2**20 / 1e9)
-    shown.table("versions", pd.DataFrame(versions.items(), columns=["package", "version"]))
-    rows = [
-        (name, record["wall_seconds"], record["cpu_seconds"], record["peak_memory_mib"])
-        for name, record in records.items()
-    ]
-    columns = ["notebook", "wall time (s)", "processor time (s)", "memory (MiB)"]
-    shown.table("notebooks", pd.DataFrame(rows, columns=columns))
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

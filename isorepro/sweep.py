@@ -47,6 +47,9 @@ START_UP = 5.0
 Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function with its positional and named arguments."""
 
+KEPT = "ISOREPRO_KEPT"
+"""Environment variable naming a file to which each sweep adds a line: how many results it has, how many kept."""
+
 Result = TypeVar("Result")
 
 PACKAGE = Path(__file__).parent
@@ -264,6 +267,9 @@ def _results(
         raise InputError(f"jobs: must be at least 1, not {jobs}")
     found = {key: kept for key in tasks if (kept := store.read(store.path(key))) is not None}
     todo = {key: task for key, task in tasks.items() if key not in found}
+    if KEPT in os.environ:
+        with Path(os.environ[KEPT]).open("a") as file:
+            file.write(f"{len(tasks)} {len(found)}\n")
     if todo:
         computed = _shared(todo, store, jobs, least(list(todo)))
         before = f", {len(found)} kept from before" if found else ""

@@ -185,13 +185,14 @@ def test_measures_of_one_table_only_are_named() -> None:
     ]
 
 
-def execute(folder: Path, notebook: str, values: dict[str, Any], desk: object) -> dict[str, Any]:
+def execute(folder: Path, notebook: str, values: dict[str, Any], desk: object, run_id: str) -> dict[str, Any]:
     """What executing the notebook below leaves behind, without papermill."""
     rows = [(seed, beta, 0.5 + 0.01 * seed + 0.1 * beta) for seed in values["seeds"] for beta in (0.0, 1.0)]
     results = Results(notebook, folder)
     results.table("curves_by_seed", pd.DataFrame(rows, columns=["seed", "beta", "accuracy"]))
     results.table("curves", pd.DataFrame({"mean": [0.5]}))
-    return {"parameters": values, "wall_seconds": 0.1, "cpu_seconds": 0.1, "peak_memory_mib": 1}
+    took = {"wall_seconds": 0.1, "cpu_seconds": 0.1, "peak_memory_mib": 1, "results": 0, "kept": 0}
+    return {"parameters": values, "started": "2026-11-24T00:00:00+00:00", "jobs": 1, **took}
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:

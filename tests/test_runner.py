@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -5,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
+from rocrate.rocrate import ROCrate
 
 from isorepro import paths, profiles, runner
 from isorepro.errors import InputError, NotebookError
@@ -142,6 +146,43 @@ def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path
     assert manifest["notebooks"]["tiny"]["cpu_seconds"] > 0
     shown = json.loads((planned.folder / "results/run/numbers.json").read_text())
     assert shown["peak_memory_gb"] == pytest.approx(manifest["notebooks"]["tiny"]["peak_memory_mib"] * 0.001048576)
+
+
+def test_a_run_tells_how_it_was_made(workspace: Path) -> None:
+    body = (
+        BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"
+    )
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
+    planned = profiles.plan("quick")
+    runner.run(planned, 2)
+    manifest = json.loads((planned.folder / "manifest.json").read_text())
+    told = manifest["notebooks"]["tiny"]
+    assert told["id"] == runner.notebook_key("tiny", planned.notebooks["tiny"])[:12]
+    assert (told["jobs"], told["results"], told["kept"]) == (2, 0, 0)
+    assert pd.read_csv(planned.folder / "results/tiny/t.csv")["run"].item() == told["id"]
+    assert {
+        "commit",
+        "uncommitted_changes",
+        "seeds",
+        "processors",
+        "threads",
+        "gpu",
+        "versions",
+    } <= manifest.keys()
+    page = pd.read_csv(planned.folder / "results/run/notebooks.csv").iloc[0]
+    assert (page["run"], page["wall time (s)"]) == (told["id"], told["wall_seconds"])
+
+    crate = ROCrate(planned.folder)  # refuses metadata that is no crate
+    (action,) = crate.root_dataset["mentions"]
+    assert (action.type, action["name"]) == ("CreateAction", "notebook tiny")
+    assert {found["name"]: json.loads(found["value"]) for found in action["object"]} == planned.notebooks["tiny"]
+    made = {found.id: found["sha256"] for found in action["result"]}
+    assert set(made) == {"notebooks/tiny.ipynb", "results/tiny/numbers.json", "results/tiny/t.csv"}
+    for name, digest in made.items():
+        assert hashlib.sha256((planned.folder / name).read_bytes()).hexdigest() == digest
+    began, ended = (datetime.fromisoformat(action[name]) for name in ("startTime", "endTime"))
+    assert (ended - began).total_seconds() == pytest.approx(told["wall_seconds"], abs=0.01)
+    assert action["instrument"]["version"].startswith(manifest["commit"])
 
 
 SIDE = """

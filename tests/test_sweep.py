@@ -183,6 +183,16 @@ def test_an_interrupted_sweep_keeps_what_was_finished(cache: Path, monkeypatch: 
     assert written.items() <= files(cache).items()
 
 
+def test_a_sweep_says_how_many_results_were_kept(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").touch()
+    monkeypatch.setenv(sweep.KEPT, str(tmp_path / "kept"))
+    sweep.train_all(CONFIGS[:1], jobs=1)
+    sweep.train_all(CONFIGS, jobs=1)
+    assert (tmp_path / "kept").read_text().splitlines() == ["1 0", "4 1"]
+
+
 def test_two_sweeps_at_once_compute_nothing_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained_here: list[tuple[str, TrainingConfig]] = []
     both_at_work = threading.Barrier(2, timeout=30)
