@@ -133,9 +133,11 @@ class _Desk:
 
 
 def _expected_seconds(planned: Plan, notebook: str) -> float:
-    """Return about how long a notebook takes, compared with others: as it last did, here or when published."""
-    manifests = [paths.DATA / "reference" / name / "manifest.json" for name in (planned.profile, "paper")]
-    for manifest in (planned.folder / "manifest.json", *manifests):
+    """Return about how long a notebook takes, compared with others: as when published, or as it last did here."""
+    published, of_paper = (
+        paths.DATA / "reference" / name / "manifest.json" for name in (planned.profile, "paper")
+    )
+    for manifest in (published, planned.folder / "manifest.json", of_paper):
         try:
             return max(1.0, float(json.loads(manifest.read_text())["notebooks"][notebook]["cpu_seconds"]))
         except (OSError, ValueError, KeyError):
@@ -307,20 +309,27 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
 
 
 def _failure(notebook: str, executed: Path, log: Path) -> str:
-    if executed.is_file():
-        # Cells are counted as in the source, without the one papermill puts in for the parameters.
-        code = [
-            cell
-            for cell in nbformat.read(executed, as_version=4).cells
-            if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
-        ]
-        for number, cell in enumerate(code, start=1):
-            for found in cell.get("outputs", []):
-                if found.output_type == "error":
-                    last = f"{found.ename}: {found.evalue}".strip().splitlines()[-1]
-                    return f"notebook '{notebook}', code cell {number}: {last} (kept at {executed})"
+    # Cells are counted as in the source, without the one papermill puts in for the parameters.
+    code = [
+        cell
+        for cell in _cells(executed)
+        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+    for number, cell in enumerate(code, start=1):
+        for found in cell.get("outputs", []):
+            if found.output_type == "error":
+                last = f"{found.ename}: {found.evalue}".strip().splitlines()[-1]
+                return f"notebook '{notebook}', code cell {number}: {last} (kept at {executed})"
     lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
     return f"notebook '{notebook}': {lines[-1]} (log at {log})"
+
+
+def _cells(executed: Path) -> list[Any]:
+    """Return the cells of an executed notebook; none if it is not there or, on a full disk, half there."""
+    try:
+        return list(nbformat.read(executed, as_version=4).cells)
+    except (FileNotFoundError, nbformat.reader.NotJSONError, nbformat.ValidationError):
+        return []
 
 
 def _replace(product: Path, target: Path) -> None:

@@ -214,11 +214,11 @@ def test_notebooks_run_side_by_side_on_the_processors_given(
     assert not list((workspace / "output/quick/.running").glob("*-*"))
 
 
-def driver(workspace: Path) -> "subprocess.Popen[str]":
+def driver(workspace: Path, before: str = "exec ") -> "subprocess.Popen[str]":
     """A run of the tiny notebook, one of two in the profile so that no book is built, in a process of its own."""
     (workspace / "notebooks/profiles/quick.yml").write_text("tiny:\n  count: 3\nanother:\n")
     environment = os.environ | {"ISOREPRO_ROOT": str(workspace), "ISOREPRO_OUTPUT": str(workspace / "output")}
-    command = [sys.executable, "-m", "isorepro.cli", "reproduce", "--only", "tiny"]
+    command = ["bash", "-c", f"{before}{sys.executable} -m isorepro.cli reproduce --only tiny"]
     environment["PYTHONPATH"] = str(Path(runner.__file__).parents[1])
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -229,6 +229,26 @@ def wait_for(path: Path, seconds: float = 40) -> str:
         assert time.monotonic() < deadline, path
         time.sleep(0.02)
     return path.read_text()
+
+
+@pytest.mark.parametrize("limit", [200, 4])
+def test_a_full_disk_is_told_in_one_line_and_nothing_is_lost(workspace: Path, limit: int) -> None:
+    """A limit on the size of files, which a table or even the executed notebook exceeds, stands for the disk."""
+    kept = driver(workspace)
+    _, said = kept.communicate(timeout=60)
+    assert kept.returncode == 0, said
+    results = workspace / "output/quick/results/tiny"
+    before = {path: path.read_bytes() for path in results.iterdir()}
+    body = BODY.format(folder=workspace) + "print('much' * 5000)\nResults('tiny').numbers(text='x' * 300_000)"
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
+    limited = driver(workspace, f"ulimit -f {limit}; exec ")
+    out, said = limited.communicate(timeout=60)
+    assert limited.returncode == 1, said
+    assert "Traceback" not in out + said
+    (told,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert told.startswith("error: notebook 'tiny'")
+    assert ("File too large" in told) == (limit == 200)  # else the log itself ends before that is said
+    assert {path: path.read_bytes() for path in results.iterdir()} == before
 
 
 def test_two_runs_at_once_share_the_work(workspace: Path) -> None:
