@@ -128,7 +128,8 @@ class _Desk:
             known = sum(self._expected[name] for name in self._done)
             left = sum(self._expected.values()) - known
             gone = time.monotonic() - self._started
-            rest = f", {clock(gone)} gone, about {clock(gone * left / known)} left" if left else ""
+            more = len(self._done) < len(self._expected)
+            rest = f", {clock(gone)} gone, about {clock(gone * left / known)} left" if more else ""
             say(f"{notebook}: {done} ({len(self._done)} of {len(self._expected)}{rest})")
 
 
