@@ -49,6 +49,9 @@ badly, would have moved in every honest run."""
 CONFIDENCE = 0.99
 """How surely the seeds of a measure must tell that it spreads less than its kind does before that counts."""
 
+MANY = 40
+"""Measures of a kind from which on their spreads are taken to differ much."""
+
 FLOOR = 1e-3
 """Least tolerance, as a share of the largest mean of its kind, for measures whose seeds all give the same."""
 
@@ -210,8 +213,10 @@ def tolerances(measures: pd.DataFrame) -> pd.Series:
 
     Among thousands of measures some spread hardly at all over a few seeds, by luck. So s is the median standard
     deviation of the measures of a kind (:data:`OF_A_KIND`), but at least the measure's own, and at most the upper
-    limit of confidence of its own (:data:`CONFIDENCE`, by the χ² of the normal distribution). The tolerance is
-    never less than one image, where the table tells their number, nor than :data:`FLOOR`.
+    limit of confidence of its own (:data:`CONFIDENCE`, by the χ² of the normal distribution). Of :data:`MANY`
+    measures of a kind or more, such as a map of weights at whose edge training fails, some spread far more than
+    the median; there s is what nine in ten stay below. The tolerance is never less than one image, where the table
+    tells their number, nor than :data:`FLOOR`.
 
     Args:
         measures: one row per measure: mean, deviation (standard deviation over its seeds; NaN for one), seeds
@@ -219,7 +224,11 @@ def tolerances(measures: pd.DataFrame) -> pd.Series:
     """
     kinds = measures["kind"]
     own = measures["deviation"]
-    typical = own.where(own > 0).groupby(kinds).transform("median").fillna(own)
+    spreads = own.where(own > 0).groupby(kinds)
+    typical = spreads.transform("median").where(
+        kinds.map(kinds.value_counts()) < MANY, spreads.transform("quantile", 0.9)
+    )
+    typical = typical.fillna(own)
     freedom = (measures["seeds"] - 1).where(measures["seeds"] > 1)
     most = own * np.sqrt(freedom / stats.chi2.ppf(1 - CONFIDENCE, freedom))
     spread = typical.clip(lower=own.fillna(0), upper=most.fillna(np.inf))

@@ -142,6 +142,19 @@ def test_a_measure_that_hardly_spreads_is_not_judged_by_what_spreads_much() -> N
     assert verdicts(known, moved) == [reference.MOVED, *[reference.IDENTICAL] * 3]
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(60, reference.WITHIN), (20, reference.MOVED)])
+def test_of_many_measures_those_at_an_unstable_edge_are_not_judged_by_the_steady_ones(
+    count: int, verdict: str
+) -> None:
+    # Two seeds of each; one in five spreads much, and one of these, by luck, hardly at all.
+    spreads = [0.1 if number % 5 == 0 else 0.01 for number in range(count)]
+    measures = [one([0.5 - spread, 0.5 + spread], beta=float(n)) for n, spread in enumerate(spreads)]
+    measures[0] = one([0.49, 0.51], beta=0.0)
+    known = pd.concat(measures)
+    run = known.assign(value=known["value"] + 0.2 * (known["beta"] == 0))
+    assert verdicts(known, run) == [verdict, *[reference.IDENTICAL] * (count - 1)]
+
+
 @pytest.mark.parametrize(
     ("known", "run", "verdict"),
     [
