@@ -15,6 +15,7 @@ from isorepro import claim_pages, paths
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
+from isorepro.runner import alone
 
 SOURCES = paths.ROOT / "book"
 
@@ -28,6 +29,11 @@ def build(planned: Plan) -> Path:
     Raises:
         NotebookError: Sphinx warned or failed; the book built before stays.
     """
+    with alone(planned.folder, "book"):
+        return _build(planned)
+
+
+def _build(planned: Plan) -> Path:
     draft = planned.folder / ".running" / "book"
     shutil.rmtree(draft, ignore_errors=True)
     assemble(planned, draft)
@@ -121,7 +127,7 @@ def _provenance(notebook: str, planned: Plan, record: dict[str, Any]) -> str:
     flags = "".join(f" -p {name}={json.dumps(value)}" for name, value in planned.overrides.items())
     command = f"isorepro reproduce --profile {planned.profile} --only {notebook}{flags}"
     return (
-        f"---\n\n{{download}}`This page as a notebook <{notebook}.ipynb>` · run with profile "
+        f"---\n\n{{download}}`This page as a notebook <{notebook}.ipynb>` · run `{record['id']}` with profile "
         f"`{planned.profile}` in {record['wall_seconds']:.0f} s (processor time {record['cpu_seconds']:.0f} s; "
         f"networks and measurements kept from an earlier run cost nothing) · again: `{command}`"
     )

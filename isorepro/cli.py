@@ -27,7 +27,7 @@ def reproduce(
     profile: Annotated[str, typer.Option(help="How much to run: smoke, quick or paper.")] = "quick",
     only: Annotated[list[str] | None, typer.Option(help="Run this notebook only; may be repeated.")] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes (default: one for each processor).")
+        int | None, typer.Option(min=1, help="Processors to use (default: all; on a GPU one process).")
     ] = None,
     parameter: Annotated[
         list[str] | None,

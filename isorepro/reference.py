@@ -19,6 +19,7 @@ from scipy import stats
 from isorepro import paths, runner
 from isorepro.errors import DataError, InputError, unknown
 from isorepro.profiles import Plan
+from isorepro.results import ID_COLUMN
 
 REFERENCE = paths.DATA / "reference"
 BY_SEED = "*_by_seed.csv"
@@ -47,6 +48,9 @@ badly, would have moved in every honest run."""
 
 CONFIDENCE = 0.99
 """How surely the seeds of a measure must tell that it spreads less than its kind does before that counts."""
+
+MANY = 40
+"""Measures of a kind from which on their spreads are taken to differ much."""
 
 FLOOR = 1e-3
 """Least tolerance, as a share of the largest mean of its kind, for measures whose seeds all give the same."""
@@ -209,8 +213,10 @@ def tolerances(measures: pd.DataFrame) -> pd.Series:
 
     Among thousands of measures some spread hardly at all over a few seeds, by luck. So s is the median standard
     deviation of the measures of a kind (:data:`OF_A_KIND`), but at least the measure's own, and at most the upper
-    limit of confidence of its own (:data:`CONFIDENCE`, by the χ² of the normal distribution). The tolerance is
-    never less than one image, where the table tells their number, nor than :data:`FLOOR`.
+    limit of confidence of its own (:data:`CONFIDENCE`, by the χ² of the normal distribution). Of :data:`MANY`
+    measures of a kind or more, such as a map of weights at whose edge training fails, some spread far more than
+    the median; there s is what nine in ten stay below. The tolerance is never less than one image, where the table
+    tells their number, nor than :data:`FLOOR`.
 
     Args:
         measures: one row per measure: mean, deviation (standard deviation over its seeds; NaN for one), seeds
@@ -218,7 +224,11 @@ def tolerances(measures: pd.DataFrame) -> pd.Series:
     """
     kinds = measures["kind"]
     own = measures["deviation"]
-    typical = own.where(own > 0).groupby(kinds).transform("median").fillna(own)
+    spreads = own.where(own > 0).groupby(kinds)
+    typical = spreads.transform("median").where(
+        kinds.map(kinds.value_counts()) < MANY, spreads.transform("quantile", 0.9)
+    )
+    typical = typical.fillna(own)
     freedom = (measures["seeds"] - 1).where(measures["seeds"] > 1)
     most = own * np.sqrt(freedom / stats.chi2.ppf(1 - CONFIDENCE, freedom))
     spread = typical.clip(lower=own.fillna(0), upper=most.fillna(np.inf))
@@ -271,7 +281,8 @@ def _read_published(folder: Path, name: str, digest: str) -> pd.DataFrame:
 def _read_table(path: Path, remedy: str, like: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return a table of single seeds, floats of DIGITS digits; its measured columns are those of ``like``."""
     try:
-        table = pd.read_csv(path)
+        # Which run it was made by is no number to compare.
+        table = pd.read_csv(path).drop(columns=ID_COLUMN, errors="ignore")
     except ValueError as error:
         raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}; {remedy}") from None
     known = table if like is None else like

@@ -17,6 +17,12 @@ from isorepro import paths, style
 RUN = "ISOREPRO_RUN"
 """Environment variable: the folder of the run that executes the notebook; ``_output/interactive`` without it."""
 
+RUN_ID = "ISOREPRO_RUN_ID"
+"""Environment variable: what tells, in every file of a notebook, which run made it; "interactive" without it."""
+
+ID_COLUMN = "run"
+"""Last column of every table: the run's id."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -39,6 +45,7 @@ class Results:
     def __init__(self, notebook: str, run: Path | None = None) -> None:
         self._executed = run is not None or RUN in os.environ
         self._library_shown = False
+        self._id = os.environ.get(RUN_ID, "interactive")
         run = run or Path(os.environ.get(RUN, paths.output() / "interactive"))
         self.notebook = notebook
         self.folder = run / "results" / notebook
@@ -48,7 +55,7 @@ class Results:
         self._numbers: dict[str, float | int | str] = {}
 
     def table(self, name: str, data: pd.DataFrame, shown: pd.DataFrame | None = None) -> Shown:
-        """Write a tidy table as ``<name>.csv``, floats in full precision, and return it for display.
+        """Write a tidy table and the run's id as ``<name>.csv``, floats in full precision; return it for display.
 
         Args:
             name: name of its files.
@@ -56,7 +63,8 @@ class Results:
             shown: the table to show, ready formatted, also written for other pages as ``<name>.html``; ``data``
                 without it.
         """
-        paths.write_atomically(self.folder / f"{name}.csv", data.to_csv(index=False))
+        written = data.assign(**{ID_COLUMN: self._id}).to_csv(index=False)
+        paths.write_atomically(self.folder / f"{name}.csv", written)
         body = _html_table(data if shown is None else shown, f"Table {name}")
         markup = f'{body}<p class="isorepro-links">Download: {self._link(name, "csv")}</p>'
         if shown is not None:
@@ -114,7 +122,8 @@ class Results:
             # The panels have found their places; to look for them again would cost half of the time.
             wide.set_layout_engine("none")
             for kind in ("svg", "png"):
-                paths.write_atomically(self.folder / f"{name}.{kind}", style.standalone(wide, kind))
+                file = style.standalone(wide, kind, f"isorepro run {self._id}")
+                paths.write_atomically(self.folder / f"{name}.{kind}", file)
         self.table(name, data)
         alt = html.escape(alt, quote=True)
         images = "".join(

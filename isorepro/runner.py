@@ -1,27 +1,35 @@
-"""Run the notebooks of a plan: results put in place whole, finished work not done twice, and a manifest."""
+"""Run the notebooks of a plan, side by side: results put in place whole, nothing done twice, and a manifest.
+
+Several runs may go on in one output folder at once: what one of them is at, the others wait for.
+"""
 
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import nbformat
-import pandas as pd
 import yaml
 
-from isorepro import paths, profiles
+from isorepro import paths, profiles, provenance
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, digest
 from isorepro.progress import CHANNEL, clock, say, show
+
+ID = 12
+"""Digits of a notebook's key that are its run's id, which every figure and table of it carries."""
 
 
 def run(planned: Plan, jobs: int | None = None) -> bool:
@@ -29,31 +37,167 @@ def run(planned: Plan, jobs: int | None = None) -> bool:
 
     Args:
         planned: from :func:`plan`.
-        jobs: worker processes of the sweeps; None for the default of :mod:`isorepro.sweep`.
+        jobs: processors to use, by notebooks side by side and by the sweeps of each; None for
+            :func:`isorepro.sweep.default_jobs`.
 
     Raises:
         NotebookError: a cell failed; what was finished before is kept, also of the same notebook.
     """
-    ran, untold, told = False, False, _keys_told(planned.folder)
-    for number, (notebook, values) in enumerate(planned.notebooks.items(), start=1):
-        place = f"[{number}/{len(planned.notebooks)}] {notebook}"
-        key = notebook_key(notebook, values)
+    told = _keys_told(planned.folder)
+    keys = {notebook: notebook_key(notebook, values) for notebook, values in planned.notebooks.items()}
+    todo = []
+    for notebook, key in keys.items():
         if _is_current(planned.folder, notebook, key):
-            say(f"{place}: up to date")
-            # A run that was interrupted has results that its manifest does not tell of yet.
-            untold |= told.get(notebook) != key
+            say(f"{notebook}: up to date")
+        else:
+            todo.append(notebook)
+    ran = bool(todo) and _run_side_by_side(planned, {notebook: keys[notebook] for notebook in todo}, jobs)
+    # A run that was interrupted has results that its manifest does not tell of yet.
+    if ran or any(told.get(notebook) != key for notebook, key in keys.items()):
+        with alone(planned.folder, "manifest"):
+            provenance.write(planned)
+    return ran
+
+
+def _run_side_by_side(planned: Plan, keys: Mapping[str, str], jobs: int | None) -> bool:
+    """Run notebooks, those that take longest first; return whether any had to be run by this process."""
+    from isorepro.sweep import default_jobs
+
+    desk = _Desk(planned, keys, jobs or default_jobs())
+    with ThreadPoolExecutor(desk.jobs) as pool:
+        # A thread starts a process, listens to it and waits for its end.
+        futures = [pool.submit(_run_one, planned, notebook, keys[notebook], desk) for notebook in desk.order]
+        try:
+            return sum(future.result() for future in as_completed(futures)) > 0
+        except BaseException:
+            desk.stopping.set()
+            for future in futures:
+                future.cancel()
+            raise
+
+
+class _Desk:
+    """What the notebooks of a run share: the processors, the place where progress is shown, and the clock.
+
+    Args:
+        planned: the plan.
+        keys: the notebooks to run, with their keys.
+        jobs: processors to use.
+    """
+
+    def __init__(self, planned: Plan, keys: Mapping[str, str], jobs: int) -> None:
+        self.jobs = jobs
+        self.stopping = threading.Event()
+        self._expected = {notebook: _expected_seconds(planned, notebook) for notebook in keys}
+        self.order = sorted(keys, key=lambda notebook: -self._expected[notebook])
+        self._lock = threading.Lock()
+        self._shares: dict[str, Path] = {}
+        self._news: dict[str, str] = {}
+        self._done: list[str] = []
+        self._started = time.monotonic()
+
+    def begin(self, notebook: str, share: Path) -> None:
+        """Give a notebook its share of the processors, which ``share`` will hold."""
+        with self._lock:
+            self._shares[notebook] = share
+            self._share_out()
+        say(f"{notebook}: running")
+
+    def _share_out(self) -> None:
+        each, more = divmod(self.jobs, max(1, len(self._shares)))
+        for place, share in enumerate(self._shares.values()):
+            paths.write_atomically(share, str(max(1, each + (place < more))))
+
+    def tell(self, notebook: str, line: str) -> None:
+        """Show a line of progress of a notebook, on a terminal beside those of the others."""
+        with self._lock:
+            self._news[notebook] = line
+            together = sys.stderr.isatty() and len(self._news) > 1
+            told = self._news if together else {notebook: line}
+            show("    " + " · ".join(f"{name}: {news}" for name, news in told.items()))
+
+    def end(self, notebook: str, done: str = "") -> None:
+        """Take a notebook off, and say that and how it was done and how long the others may take."""
+        with self._lock:
+            self._news.pop(notebook, None)
+            if self._shares.pop(notebook, None):
+                self._share_out()
+            if not done:
+                return
+            self._done.append(notebook)
+            known = sum(self._expected[name] for name in self._done)
+            left = sum(self._expected.values()) - known
+            gone = time.monotonic() - self._started
+            more = len(self._done) < len(self._expected)
+            rest = f", {clock(gone)} gone, about {clock(gone * left / known)} left" if more else ""
+            say(f"{notebook}: {done} ({len(self._done)} of {len(self._expected)}{rest})")
+
+
+def _expected_seconds(planned: Plan, notebook: str) -> float:
+    """Return about how long a notebook takes, compared with others: as when published, or as it last did here."""
+    published, of_paper = (
+        paths.DATA / "reference" / name / "manifest.json" for name in (planned.profile, "paper")
+    )
+    for manifest in (published, planned.folder / "manifest.json", of_paper):
+        try:
+            return max(1.0, float(json.loads(manifest.read_text())["notebooks"][notebook]["cpu_seconds"]))
+        except (OSError, ValueError, KeyError):
             continue
-        say(f"{place}: running")
-        record = _execute(planned.folder, notebook, values, jobs)
+    return 1.0
+
+
+def _run_one(planned: Plan, notebook: str, key: str, desk: _Desk) -> bool:
+    """Run a notebook and record it, unless another run does so meanwhile; return whether it was run here."""
+    with alone(planned.folder, notebook, desk.stopping):
+        if desk.stopping.is_set():
+            return False
+        if _is_current(planned.folder, notebook, key):
+            desk.end(notebook, "up to date, by another run")
+            return False
+        try:
+            record = _execute(planned.folder, notebook, planned.notebooks[notebook], desk, key[:ID])
+        except BaseException:
+            desk.end(notebook)
+            raise
         paths.write_atomically(
             _record_path(planned.folder, notebook),
-            json.dumps({"key": key, "files": _file_digests(planned.folder, notebook), **record}, indent=1),
+            json.dumps(
+                {"key": key, "id": key[:ID], "files": _file_digests(planned.folder, notebook), **record}, indent=1
+            ),
         )
-        say(f"{place}: done in {clock(record['wall_seconds'])}")
-        ran = True
-    if ran or untold:
-        _write_manifest(planned)
-    return ran
+        desk.end(notebook, f"done in {clock(record['wall_seconds'])}")
+        return True
+
+
+@contextmanager
+def alone(folder: Path, name: str, stopping: threading.Event | None = None) -> Iterator[None]:
+    """Do something in a run's folder while no other run does the same; wait for it if one does, and say so.
+
+    The system ends the claim of a process that dies.
+
+    Args:
+        folder: the run's folder.
+        name: what is done, such as a notebook.
+        stopping: stop waiting, with the claim or not, once it is set.
+    """
+    (folder / ".running").mkdir(parents=True, exist_ok=True)
+    claim = filelock.FileLock(folder / ".running" / f"{name}.lock", thread_local=False)
+    waited = False
+    while True:
+        try:
+            claim.acquire(blocking=False)
+            break
+        except filelock.Timeout:
+            if stopping and stopping.wait(0.2):
+                break
+            if not waited:
+                say(f"{name}: another run is at it; waiting")
+            waited = True
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def outdated(planned: Plan) -> list[str]:
@@ -74,16 +218,32 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
     code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
-    for about_running in ("profiles", "runner", "reference", "claims", "claim_pages", "book", "cli", "__init__"):
+    for about_running in (
+        *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "book", "cli", "__init__"),
+    ):
         code.pop(about_running, None)
     versions = {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas")}
     return digest([sources, dict(values), code, versions])
 
 
-def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int | None) -> dict[str, Any]:
+# Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too.
+_PAPERMILL = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() != int(os.environ["ISOREPRO_DRIVER"]):
+    sys.exit("the run was killed")
+from papermill.cli import papermill
+papermill()
+"""
+
+
+def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk, run_id: str) -> dict[str, Any]:
     """Execute a notebook in a scratch folder and move what it made into place when all went well."""
-    scratch = folder / ".running" / notebook
-    shutil.rmtree(scratch, ignore_errors=True)
+    # What a killed run has left; its name tells the process, which may take a second to die.
+    for left in (folder / ".running").glob(f"{notebook}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = folder / ".running" / f"{notebook}-{os.getpid()}"
     (scratch / "notebooks").mkdir(parents=True)
     executed, channel, log = (
         scratch / "notebooks" / f"{notebook}.ipynb",
@@ -92,19 +252,24 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int |
     )
     given = paths.write_atomically(scratch / "parameters.yml", yaml.safe_dump(dict(values)))
     channel.touch()
+    (scratch / "kept").touch()
     environment = os.environ | {
         "ISOREPRO_RUN": str(scratch),
         "ISOREPRO_OUTPUT": str(paths.output()),
+        "ISOREPRO_DRIVER": str(os.getpid()),
+        "ISOREPRO_SHARE": str(scratch / "share"),
+        "ISOREPRO_KEPT": str(scratch / "kept"),
+        "ISOREPRO_RUN_ID": run_id,
         CHANNEL: str(channel),
         "MPLBACKEND": "agg",
         # The threads of a small sum would wait for each other on processors that workers keep busy.
         "OMP_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        **({"ISOREPRO_JOBS": str(jobs)} if jobs else {}),
     }
-    command = [sys.executable, "-m", "papermill", str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
+    command = [sys.executable, "-c", _PAPERMILL, str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
     command += ["-f", str(given), "-k", "python3", "--no-progress-bar", "--cwd", str(profiles.NOTEBOOKS)]
-    started = time.monotonic()
+    desk.begin(notebook, scratch / "share")
+    began, started = datetime.now(UTC), time.monotonic()
     with log.open("wb") as output, channel.open() as lines:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
@@ -112,10 +277,11 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int |
                 # wait4 also tells the processor time and memory of the kernel and its workers.
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)
                 for line in lines:
-                    show(f"    {line.rstrip()}")
+                    desk.tell(notebook, line.rstrip())
                 if pid:
                     break
-                time.sleep(0.1)
+                if desk.stopping.wait(0.1):
+                    raise NotebookError(f"notebook '{notebook}': stopped with the run")
         except BaseException:
             process.terminate()
             process.wait()
@@ -128,9 +294,15 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int |
         executed: folder / "notebooks" / f"{notebook}.ipynb",
     }.items():
         _replace(product, target)
+    # A line for each sweep: how many results it had, and how many of them were kept from before.
+    sweeps = [line.split() for line in (scratch / "kept").read_text().splitlines()]
     shutil.rmtree(scratch)
     return {
         "parameters": dict(values),
+        "started": began.isoformat(timespec="seconds"),
+        "jobs": desk.jobs,
+        "results": sum(int(results) for results, _ in sweeps),
+        "kept": sum(int(kept) for _, kept in sweeps),
         "wall_seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_memory_mib": round(usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)),
@@ -138,20 +310,27 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], jobs: int |
 
 
 def _failure(notebook: str, executed: Path, log: Path) -> str:
-    if executed.is_file():
-        # Cells are counted as in the source, without the one papermill puts in for the parameters.
-        code = [
-            cell
-            for cell in nbformat.read(executed, as_version=4).cells
-            if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
-        ]
-        for number, cell in enumerate(code, start=1):
-            for found in cell.get("outputs", []):
-                if found.output_type == "error":
-                    last = f"{found.ename}: {found.evalue}".strip().splitlines()[-1]
-                    return f"notebook '{notebook}', code cell {number}: {last} (kept at {executed})"
+    # Cells are counted as in the source, without the one papermill puts in for the parameters.
+    code = [
+        cell
+        for cell in _cells(executed)
+        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+    for number, cell in enumerate(code, start=1):
+        for found in cell.get("outputs", []):
+            if found.output_type == "error":
+                last = f"{found.ename}: {found.evalue}".strip().splitlines()[-1]
+                return f"notebook '{notebook}', code cell {number}: {last} (kept at {executed})"
     lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
     return f"notebook '{notebook}': {lines[-1]} (log at {log})"
+
+
+def _cells(executed: Path) -> list[Any]:
+    """Return the cells of an executed notebook; none if it is not there or, on a full disk, half there."""
+    try:
+        return list(nbformat.read(executed, as_version=4).cells)
+    except (FileNotFoundError, nbformat.reader.NotJSONError, nbformat.ValidationError):
+        return []
 
 
 def _replace(product: Path, target: Path) -> None:
@@ -190,61 +369,3 @@ def _file_digests(folder: Path, notebook: str) -> dict[str, str]:
         for path in made
         if path.is_file()
     }
-
-
-def _write_manifest(planned: Plan) -> None:
-    """Write what was run, with what and where, as JSON and as the tables the book shows."""
-    import torch
-
-    from isorepro.results import Results
-    from isorepro.sweep import NUMERICAL_LIBRARIES
-
-    records = {
-        path.stem: json.loads(path.read_text()) for path in sorted((planned.folder / "records").glob("*.json"))
-    }
-    versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas", "papermill")}
-    manifest = {
-        "profile": planned.profile,
-        "overrides": planned.overrides,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or "not a git checkout",
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-        "processors": os.cpu_count(),
-        "processor": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "system": platform.platform(),
-        "versions": versions,
-        "notebooks": {name: {k: v for k, v in record.items() if k != "files"} for name, record in records.items()},
-    }
-    paths.write_atomically(planned.folder / "manifest.json", json.dumps(manifest, indent=1))
-    shown = Results("run", planned.folder)
-    shown.numbers(**{k: str(v) for k, v in manifest.items() if not isinstance(v, dict)})
-    # Of the largest process of any notebook, in 10⁹ bytes.
-    peak = max((record["peak_memory_mib"] for record in records.values()), default=0)
-    shown.numbers(peak_memory_gb=peak * 2**20 / 1e9)
-    shown.table("versions", pd.DataFrame(versions.items(), columns=["package", "version"]))
-    rows = [
-        (name, record["wall_seconds"], record["cpu_seconds"], record["peak_memory_mib"])
-        for name, record in records.items()
-    ]
-    columns = ["notebook", "wall time (s)", "processor time (s)", "memory (MiB)"]
-    shown.table("notebooks", pd.DataFrame(rows, columns=columns))
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -135,14 +135,15 @@ def dark_theme(selector: str) -> str:
     return ",".join(f"{page} {selector}" for page in pages) + "{" + values + "}"
 
 
-def standalone(figure: Figure, kind: str) -> bytes:
-    """Return the figure as the bytes of a file of its own ("svg" or "png"), on white."""
+def standalone(figure: Figure, kind: str, source: str) -> bytes:
+    """Return the figure as the bytes of a file of its own ("svg" or "png"), on white, with its source in it."""
     with mpl.rc_context({"svg.fonttype": "path", "savefig.facecolor": PAPER, "savefig.dpi": 200}):
-        return _rendered(figure, kind)
+        return _rendered(figure, kind, source)
 
 
-def _rendered(figure: Figure, kind: str) -> bytes:
+def _rendered(figure: Figure, kind: str, source: str = "") -> bytes:
     buffer = io.BytesIO()
     # No date in the file: the same figure is the same bytes.
-    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    metadata = {"Date": None, "Source": source} if kind == "svg" else {"Source": source}
+    figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()

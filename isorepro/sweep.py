@@ -2,7 +2,8 @@
 
 A result is kept under a key made of its configuration and of the source that computes it: a changed
 configuration or a changed line of numerical code is computed anew, an edit to a plot, a comment or a
-docstring is not. What is finished is written at once; an interrupted sweep goes on from there.
+docstring is not. What is finished is written at once; an interrupted sweep goes on from there. Sweeps of several
+processes share the work: what one of them computes, another waits for, and nothing is computed twice.
 """
 
 import ast
@@ -14,11 +15,14 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import filelock
 import joblib
 import pandas as pd
 import safetensors
@@ -34,11 +38,19 @@ from isorepro.training import TrainedModel, TrainingConfig, train
 JOBS = "ISOREPRO_JOBS"
 """Environment variable: default number of worker processes."""
 
+SHARE = "ISOREPRO_SHARE"
+"""Environment variable naming a file that holds that number, which may change while a sweep runs."""
+
 START_UP = 5.0
 """Seconds that worker processes take to start and import torch, about."""
 
 Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function with its positional and named arguments."""
+
+KEPT = "ISOREPRO_KEPT"
+"""Environment variable naming a file to which each sweep adds a line: how many results it has, how many kept."""
+
+Result = TypeVar("Result")
 
 PACKAGE = Path(__file__).parent
 NUMERICAL_LIBRARIES = (
@@ -73,16 +85,18 @@ def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> 
 
     Args:
         configs: any number; equal ones are trained once.
-        jobs: worker processes; None takes ISOREPRO_JOBS, else every processor (one worker on a GPU).
+        jobs: processes to compute in; None for what the runner gives this notebook, else :func:`default_jobs`.
     """
     keys = [model_key(config) for config in configs]
-    models = {key: kept for key in dict.fromkeys(keys) if (kept := _read_model(_model_path(key)))}
-    todo = {key: config for key, config in zip(keys, configs, strict=True) if key not in models}
-    tasks: dict[str, Task] = {key: (train, (config,), {}) for key, config in todo.items()}
-    least = min((_least_seconds(config) for config in todo.values()), default=0.0)
-    for key, model in _run(tasks, jobs, kept=len(models), what="networks trained", least=least):
-        _write_model(_model_path(key), model)
-        models[key] = model
+    wanted = dict(zip(keys, configs, strict=True))
+    tasks: dict[str, Task] = {key: (train, (config,), {}) for key, config in wanted.items()}
+    models = _results(
+        tasks,
+        _Store("models", "safetensors", _read_model, _write_model),
+        jobs,
+        what="networks trained",
+        least=lambda left: min(_least_seconds(wanted[key]) for key in left),
+    )
     # Configs of one identity share a network; each gets it back under the config that was asked for.
     return [
         TrainedModel(config, models[key].model, models[key].history, models[key].seconds)
@@ -129,12 +143,9 @@ def measure(
     given = [(model,) if beside is None else (model, beside[place]) for place, model in enumerate(models)]
     configs = [[model.config if model else None for model in each] for each in given]
     keys = [_measure_key(each, function, parameters) for each in configs]
-    tables = {key: kept for key in dict.fromkeys(keys) if (kept := _read_table(_table_path(key))) is not None}
-    tasks: dict[str, Task] = {
-        key: (function, each, parameters) for key, each in zip(keys, given, strict=True) if key not in tables
-    }
-    for key, table in _run(tasks, jobs, kept=len(tables), what=f"networks measured ({function.__name__})"):
-        tables[key] = _write_table(_table_path(key), table)
+    tasks: dict[str, Task] = {key: (function, each, parameters) for key, each in zip(keys, given, strict=True)}
+    store = _Store("tables", "json", _read_table, _write_table)
+    tables = _results(tasks, store, jobs, what=f"networks measured ({function.__name__})")
     return _stacked(models, [tables[key] for key in keys])
 
 
@@ -223,44 +234,154 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _run(
-    tasks: dict[str, Task], jobs: int | None, *, kept: int, what: str, least: float = 0.0
-) -> Iterator[tuple[str, Any]]:
-    """Yield (key, result) of each task as it finishes; ``least``: seconds that each takes at least, if known."""
-    if not tasks:
-        return
-    if jobs is None:
-        given = os.environ.get(JOBS, str(1 if torch.cuda.is_available() else joblib.cpu_count()))
-        if not given.isdecimal():
-            raise InputError(f"{JOBS}: must be a whole number, not {given!r}")
-        jobs = int(given)
-    if jobs < 1:
+@dataclass(frozen=True)
+class _Store(Generic[Result]):
+    """Where results of a kind are kept in the cache, and how one is read (None if damaged) and written."""
+
+    folder: str
+    suffix: str
+    read: Callable[[Path], Result | None]
+    write: Callable[[Path, Result], Result]
+
+    def path(self, key: str) -> Path:
+        return paths.output() / "cache" / self.folder / f"{key}.{self.suffix}"
+
+    def lock(self, key: str) -> filelock.FileLock:
+        """Return what the process that computes a result holds; the system frees it if that process dies."""
+        path = paths.output() / "cache" / "locks" / f"{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # joblib asks for tasks in a thread of its own.
+        return filelock.FileLock(path, blocking=False, thread_local=False)
+
+
+def _results(
+    tasks: Mapping[str, Task],
+    store: _Store[Result],
+    jobs: int | None,
+    *,
+    what: str,
+    least: Callable[[Sequence[str]], float] = lambda left: 0.0,
+) -> dict[str, Result]:
+    """Return the result of each task, kept or computed; ``least``: keys → seconds that each takes at least."""
+    if jobs is not None and jobs < 1:
         raise InputError(f"jobs: must be at least 1, not {jobs}")
-    what = f"{what}, {kept} kept from before" if kept else what
-    yield from track(_finished(tasks, jobs, least), total=len(tasks), what=what)
+    found = {key: kept for key in tasks if (kept := store.read(store.path(key))) is not None}
+    todo = {key: task for key, task in tasks.items() if key not in found}
+    if KEPT in os.environ:
+        with Path(os.environ[KEPT]).open("a") as file:
+            file.write(f"{len(tasks)} {len(found)}\n")
+    if todo:
+        computed = _shared(todo, store, jobs, least(list(todo)))
+        before = f", {len(found)} kept from before" if found else ""
+        for key, result in track(computed, total=len(todo), what=f"{what}{before}"):
+            found[key] = result
+    return found
 
 
-def _finished(tasks: dict[str, Task], jobs: int, least: float = 0.0) -> Iterator[tuple[str, Any]]:
-    """Yield (key, result) as they come: from this process while that is faster than starting workers."""
-    rest, each = list(tasks.items()), least
+def _shared(
+    tasks: dict[str, Task], store: _Store[Result], jobs: int | None, least: float
+) -> Iterator[tuple[str, Result]]:
+    """Yield (key, result) of each task, computed here or, as told by its lock, by another process meanwhile."""
+    seen = {key: _changed(store.path(key)) for key in tasks}
+    locks: dict[str, filelock.FileLock] = {}
+    by_others: deque[tuple[str, Result]] = deque()
+    waiting = tasks
+    while waiting:
+        elsewhere: dict[str, Task] = {}
 
-    def few() -> bool:
+        def claimed(
+            waiting: dict[str, Task] = waiting, elsewhere: dict[str, Task] = elsewhere
+        ) -> Iterator[tuple[str, Task]]:
+            for key, task in waiting.items():
+                lock, path = store.lock(key), store.path(key)
+                try:
+                    lock.acquire()
+                except filelock.Timeout:
+                    elsewhere[key] = task
+                    continue
+                # A damaged file that was seen before is not read, and told of, again.
+                kept = store.read(path) if _changed(path) != seen[key] else None
+                if kept is not None:
+                    lock.release()
+                    by_others.append((key, kept))
+                else:
+                    locks[key] = lock
+                    yield key, task
+
+        try:
+            for key, result in _finished(claimed(), len(waiting), jobs, least):
+                kept = store.write(store.path(key), result)
+                locks.pop(key).release()
+                yield key, kept
+                while by_others:
+                    yield by_others.popleft()
+            while by_others:
+                yield by_others.popleft()
+        finally:
+            for lock in locks.values():
+                lock.release()
+        if len(elsewhere) == len(waiting):
+            time.sleep(0.2)
+        waiting = elsewhere
+
+
+def _changed(path: Path) -> int:
+    """Return when a file was last changed, in nanoseconds; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def default_jobs() -> int:
+    """Return how many processes compute unless told: ISOREPRO_JOBS, else one a processor (one on a GPU).
+
+    Raises:
+        InputError: ISOREPRO_JOBS is no whole number above 0.
+    """
+    given = os.environ.get(JOBS, str(1 if torch.cuda.is_available() else joblib.cpu_count()))
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"{JOBS}: must be a whole number above 0, not {given!r}")
+    return int(given)
+
+
+def _allowed(jobs: int | None) -> int:
+    """Return how many processes may compute now: as given, else as the runner shares them out, else by default."""
+    if jobs is None and SHARE in os.environ:
+        return int(Path(os.environ[SHARE]).read_text())
+    return default_jobs() if jobs is None else jobs
+
+
+def _finished(
+    tasks: Iterator[tuple[str, Task]], total: int, jobs: int | None = None, least: float = 0.0
+) -> Iterator[tuple[str, Any]]:
+    """Yield (key, result) as they come: from this process while that is faster than starting workers.
+
+    Args:
+        tasks: keys with tasks, asked for one by one.
+        total: how many these are at most.
+        jobs: as for :func:`train_all`.
+        least: seconds that each takes at least, if known.
+    """
+    done, each = 0, least
+
+    def few(allowed: int) -> bool:
         # The first task may have loaded a library, which the next ones need not.
-        first_was_short = len(tasks) - len(rest) == 1 and each < START_UP
-        return first_was_short or len(rest) * each * (jobs - 1) <= START_UP * jobs
+        first_was_short = done == 1 and each < START_UP
+        return first_was_short or (total - done) * each * (allowed - 1) <= START_UP * allowed
 
-    while rest and not _workers_run and few():
-        key, task = rest.pop(0)
+    while (allowed := _allowed(jobs)) == 1 or (not _workers_run and few(allowed)):
+        key, task = next(tasks, (None, None))
+        if key is None or task is None:
+            return
         started = time.monotonic()
         yield _one_thread(key, *task)
-        each = max(least, time.monotonic() - started)
-    if rest:
-        if jobs > 1:
-            _workers_run.append(True)
-        # A worker whose memory grew, by a dataset or a library, is replaced by a new one: nothing is lost.
-        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
-        parallel = joblib.Parallel(n_jobs=min(jobs, len(rest)), return_as="generator_unordered")
-        yield from parallel(joblib.delayed(_one_thread)(key, *task) for key, task in rest)
+        done, each = done + 1, max(least, time.monotonic() - started)
+    _workers_run.append(True)
+    # A worker whose memory grew, by a dataset or a library, is replaced by a new one: nothing is lost.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+    parallel = joblib.Parallel(n_jobs=max(1, min(allowed, total - done)), return_as="generator_unordered")
+    yield from parallel(joblib.delayed(_one_thread)(key, *task) for key, task in tasks)
 
 
 _workers_run: list[bool] = []
@@ -279,15 +400,7 @@ def _one_thread(
         torch.set_num_threads(threads)
 
 
-def _model_path(key: str) -> Path:
-    return paths.output() / "cache" / "models" / f"{key}.safetensors"
-
-
-def _table_path(key: str) -> Path:
-    return paths.output() / "cache" / "tables" / f"{key}.json"
-
-
-def _write_model(path: Path, trained: TrainedModel) -> None:
+def _write_model(path: Path, trained: TrainedModel) -> TrainedModel:
     # Clones, since safetensors takes no tensor twice and a shared head is in the state once for each level.
     state = {name: tensor.clone().contiguous() for name, tensor in trained.model.state_dict().items()}
     about = json.dumps(
@@ -300,6 +413,7 @@ def _write_model(path: Path, trained: TrainedModel) -> None:
     )
     metadata = {"about": about, "sha256": _state_digest(state, about)}
     paths.write_atomically(path, safetensors.torch.save(state, metadata))
+    return trained
 
 
 def _read_model(path: Path) -> TrainedModel | None:

@@ -4,12 +4,14 @@ import re
 import struct
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from isorepro import plots, style, tables
 from isorepro.results import Results
@@ -382,7 +384,8 @@ def test_a_figure_leaves_its_files_and_shows_its_caption_alt_text_and_data(tmp_p
         "curves.png",
         "curves.svg",
     ]
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "curves.csv", float_precision="round_trip"), table)
+    written = pd.read_csv(folder / "curves.csv", float_precision="round_trip")
+    pd.testing.assert_frame_equal(written.drop(columns="run"), table)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     markup = shown._repr_html_()
     assert markup == (folder / "curves.html").read_text()
@@ -390,6 +393,29 @@ def test_a_figure_leaves_its_files_and_shows_its_caption_alt_text_and_data(tmp_p
     assert markup.count('aria-label="A &quot;falling&quot; line"') == 2
     for kind in ("svg", "png", "csv"):
         assert f'href="../results/a_notebook/curves.{kind}"' in markup
+
+
+def test_every_file_of_a_figure_tells_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run in ("0123456789ab", None):
+        if run:
+            monkeypatch.setenv("ISOREPRO_RUN_ID", run)
+        else:
+            monkeypatch.delenv("ISOREPRO_RUN_ID")
+        results, table = Results("n", tmp_path), summary([0.0])
+        shown = results.figure(
+            "f", partial(plots.robustness_curves, chance=0.1), table, caption="c", alt="a", data=table
+        )
+        told = run or "interactive"
+        svg = ElementTree.parse(results.folder / "f.svg")
+        sources = svg.findall(".//{http://purl.org/dc/elements/1.1/}source")
+        assert [source.text for source in sources] == [f"isorepro run {told}"]
+        with Image.open(results.folder / "f.png") as picture:
+            assert picture.info["Source"] == f"isorepro run {told}"
+        written = pd.read_csv(results.folder / "f.csv")
+        assert written.columns[-1] == "run"
+        assert set(written["run"].astype(str)) == {told}
+        # On the page it would only take room.
+        assert told not in shown.markup
 
 
 def test_the_same_figure_is_the_same_bytes(tmp_path: Path) -> None:

@@ -142,6 +142,19 @@ def test_a_measure_that_hardly_spreads_is_not_judged_by_what_spreads_much() -> N
     assert verdicts(known, moved) == [reference.MOVED, *[reference.IDENTICAL] * 3]
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(60, reference.WITHIN), (20, reference.MOVED)])
+def test_of_many_measures_those_at_an_unstable_edge_are_not_judged_by_the_steady_ones(
+    count: int, verdict: str
+) -> None:
+    # Two seeds of each; one in five spreads much, and one of these, by luck, hardly at all.
+    spreads = [0.1 if number % 5 == 0 else 0.01 for number in range(count)]
+    measures = [one([0.5 - spread, 0.5 + spread], beta=float(n)) for n, spread in enumerate(spreads)]
+    measures[0] = one([0.49, 0.51], beta=0.0)
+    known = pd.concat(measures)
+    run = known.assign(value=known["value"] + 0.2 * (known["beta"] == 0))
+    assert verdicts(known, run) == [verdict, *[reference.IDENTICAL] * (count - 1)]
+
+
 @pytest.mark.parametrize(
     ("known", "run", "verdict"),
     [
@@ -185,13 +198,14 @@ def test_measures_of_one_table_only_are_named() -> None:
     ]
 
 
-def execute(folder: Path, notebook: str, values: dict[str, Any], jobs: int | None) -> dict[str, Any]:
+def execute(folder: Path, notebook: str, values: dict[str, Any], desk: object, run_id: str) -> dict[str, Any]:
     """What executing the notebook below leaves behind, without papermill."""
     rows = [(seed, beta, 0.5 + 0.01 * seed + 0.1 * beta) for seed in values["seeds"] for beta in (0.0, 1.0)]
     results = Results(notebook, folder)
     results.table("curves_by_seed", pd.DataFrame(rows, columns=["seed", "beta", "accuracy"]))
     results.table("curves", pd.DataFrame({"mean": [0.5]}))
-    return {"parameters": values, "wall_seconds": 0.1, "cpu_seconds": 0.1, "peak_memory_mib": 1}
+    took = {"wall_seconds": 0.1, "cpu_seconds": 0.1, "peak_memory_mib": 1, "results": 0, "kept": 0}
+    return {"parameters": values, "started": "2026-11-24T00:00:00+00:00", "jobs": 1, **took}
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:

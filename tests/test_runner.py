@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -5,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
+from rocrate.rocrate import ROCrate
 
 from isorepro import paths, profiles, runner
 from isorepro.errors import InputError, NotebookError
@@ -144,6 +148,150 @@ def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path
     assert shown["peak_memory_gb"] == pytest.approx(manifest["notebooks"]["tiny"]["peak_memory_mib"] * 0.001048576)
 
 
+def test_a_run_tells_how_it_was_made(workspace: Path) -> None:
+    body = (
+        BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"
+    )
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
+    planned = profiles.plan("quick")
+    runner.run(planned, 2)
+    manifest = json.loads((planned.folder / "manifest.json").read_text())
+    told = manifest["notebooks"]["tiny"]
+    assert told["id"] == runner.notebook_key("tiny", planned.notebooks["tiny"])[:12]
+    assert (told["jobs"], told["results"], told["kept"]) == (2, 0, 0)
+    assert pd.read_csv(planned.folder / "results/tiny/t.csv")["run"].item() == told["id"]
+    assert {
+        "commit",
+        "uncommitted_changes",
+        "seeds",
+        "processors",
+        "threads",
+        "gpu",
+        "versions",
+    } <= manifest.keys()
+    page = pd.read_csv(planned.folder / "results/run/notebooks.csv").iloc[0]
+    assert (page["run"], page["wall time (s)"]) == (told["id"], told["wall_seconds"])
+
+    crate = ROCrate(planned.folder)  # refuses metadata that is no crate
+    (action,) = crate.root_dataset["mentions"]
+    assert (action.type, action["name"]) == ("CreateAction", "notebook tiny")
+    assert {found["name"]: json.loads(found["value"]) for found in action["object"]} == planned.notebooks["tiny"]
+    made = {found.id: found["sha256"] for found in action["result"]}
+    assert set(made) == {"notebooks/tiny.ipynb", "results/tiny/numbers.json", "results/tiny/t.csv"}
+    for name, digest in made.items():
+        assert hashlib.sha256((planned.folder / name).read_bytes()).hexdigest() == digest
+    began, ended = (datetime.fromisoformat(action[name]) for name in ("startTime", "endTime"))
+    assert (ended - began).total_seconds() == pytest.approx(told["wall_seconds"], abs=0.01)
+    assert action["instrument"]["version"].startswith(manifest["commit"])
+
+
+SIDE = """
+import time
+from pathlib import Path
+from isorepro.sweep import _allowed
+share, started = _allowed(None), time.time()
+time.sleep(1.5)
+(Path("{folder}") / "{name}.spent").write_text(f"{{started}} {{time.time()}} {{share}}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("jobs", "together", "shares"), [(1, False, [1, 1]), (2, True, [1, 1]), (5, True, [2, 3])]
+)
+def test_notebooks_run_side_by_side_on_the_processors_given(
+    workspace: Path, jobs: int, together: bool, shares: list[int]
+) -> None:
+    for name in ("one", "two"):
+        write_notebook(profiles.NOTEBOOKS / f"{name}.ipynb", SIDE.format(folder=workspace, name=name))
+    (profiles.PROFILES / "quick.yml").write_text("one:\ntwo:\n")
+    assert runner.run(profiles.plan("quick"), jobs)
+    spent = [(workspace / f"{name}.spent").read_text().split() for name in ("one", "two")]
+    first, second = sorted((float(start), float(end)) for start, end, _ in spent)
+    assert (second[0] < first[1]) == together
+    # Each is alone before the other has begun, so that it may have been given all.
+    assert all(int(share) in {*shares, jobs} for *_, share in spent)
+    assert (workspace / "output/quick/records/two.json").is_file()
+    assert not list((workspace / "output/quick/.running").glob("*-*"))
+
+
+def driver(workspace: Path, before: str = "exec ") -> "subprocess.Popen[str]":
+    """A run of the tiny notebook, one of two in the profile so that no book is built, in a process of its own."""
+    (workspace / "notebooks/profiles/quick.yml").write_text("tiny:\n  count: 3\nanother:\n")
+    environment = os.environ | {"ISOREPRO_ROOT": str(workspace), "ISOREPRO_OUTPUT": str(workspace / "output")}
+    command = ["bash", "-c", f"{before}{sys.executable} -m isorepro.cli reproduce --only tiny"]
+    environment["PYTHONPATH"] = str(Path(runner.__file__).parents[1])
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, seconds: float = 40) -> str:
+    deadline = time.monotonic() + seconds
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.02)
+    return path.read_text()
+
+
+@pytest.mark.parametrize("limit", [200, 4])
+def test_a_full_disk_is_told_in_one_line_and_nothing_is_lost(workspace: Path, limit: int) -> None:
+    """A limit on the size of files, which a table or even the executed notebook exceeds, stands for the disk."""
+    kept = driver(workspace)
+    _, said = kept.communicate(timeout=60)
+    assert kept.returncode == 0, said
+    results = workspace / "output/quick/results/tiny"
+    before = {path: path.read_bytes() for path in results.iterdir()}
+    body = BODY.format(folder=workspace) + "print('much' * 5000)\nResults('tiny').numbers(text='x' * 300_000)"
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
+    limited = driver(workspace, f"ulimit -f {limit}; exec ")
+    out, said = limited.communicate(timeout=60)
+    assert limited.returncode == 1, said
+    assert "Traceback" not in out + said
+    (told,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert told.startswith("error: notebook 'tiny'")
+    assert ("File too large" in told) == (limit == 200)  # else the log itself ends before that is said
+    assert {path: path.read_bytes() for path in results.iterdir()} == before
+
+
+def test_two_runs_at_once_share_the_work(workspace: Path) -> None:
+    go = workspace / "go"
+    body = f"import time\nwhile not Path('{go}').exists():\n    time.sleep(0.1)"
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", BODY.format(folder=workspace) + body)
+    first = driver(workspace)
+    wait_for(workspace / "executions")
+    second = driver(workspace)
+    assert second.stderr is not None
+    said = [second.stderr.readline() for _ in range(2)]
+    assert said[1] == "tiny: another run is at it; waiting\n", said
+    go.touch()
+    ended = [run.communicate(timeout=60)[1] for run in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], ended
+    assert executions(workspace) == 1
+    assert "tiny: up to date, by another run (1 of 1)" in ended[1]
+    assert json.loads((workspace / "output/quick/results/tiny/numbers.json").read_text()) == {"product": 1.5}
+
+
+def test_a_killed_run_takes_its_kernel_with_it_and_the_next_one_does_the_work(workspace: Path) -> None:
+    body = BODY.format(folder=workspace) + (
+        "import os, time\nfrom pathlib import Path\n"
+        f"mark = Path('{workspace}') / 'kernel'\n"
+        "if not mark.exists():\n    mark.write_text(str(os.getpid()))\n    time.sleep(60)"
+    )
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
+    killed = driver(workspace)
+    kernel = int(wait_for(workspace / "kernel"))
+    killed.kill()
+    killed.communicate()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{kernel}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (workspace / "output/quick/results").exists()
+    again = driver(workspace)
+    _, said = again.communicate(timeout=60)
+    assert again.returncode == 0, said
+    assert not list((workspace / "output/quick/.running").glob("tiny-*"))
+    assert (workspace / "output/quick/records/tiny.json").is_file()
+
+
 def test_a_failing_cell_is_named_and_earlier_results_stay(
     workspace: Path, command: Callable[..., tuple[int, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,7 +302,7 @@ def test_a_failing_cell_is_named_and_earlier_results_stay(
     status, printed = command("reproduce")
     assert status == 1
     assert "notebook 'tiny', code cell 4: the last line (kept at " in printed
-    assert "    things: 3/3" in printed
+    assert "    tiny: things: 3/3" in printed
     assert "Traceback" not in printed
     assert all(path.read_bytes() == content for path, content in before.items())
 

@@ -1,6 +1,10 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +37,8 @@ def same(a: TrainedModel, b: TrainedModel) -> bool:
 
 
 def files(cache: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    kept = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path.name: path.stat().st_mtime_ns for path in kept}
 
 
 def test_grid_is_the_product_last_field_fastest() -> None:
@@ -178,6 +183,72 @@ def test_an_interrupted_sweep_keeps_what_was_finished(cache: Path, monkeypatch: 
     assert written.items() <= files(cache).items()
 
 
+def test_a_sweep_says_how_many_results_were_kept(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").touch()
+    monkeypatch.setenv(sweep.KEPT, str(tmp_path / "kept"))
+    sweep.train_all(CONFIGS[:1], jobs=1)
+    sweep.train_all(CONFIGS, jobs=1)
+    assert (tmp_path / "kept").read_text().splitlines() == ["1 0", "4 1"]
+
+
+def test_two_sweeps_at_once_compute_nothing_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained_here: list[tuple[str, TrainingConfig]] = []
+    both_at_work = threading.Barrier(2, timeout=30)
+
+    def counted(config: TrainingConfig) -> TrainedModel:
+        thread = threading.current_thread().name
+        if thread not in [name for name, _ in trained_here]:
+            both_at_work.wait()
+        trained_here.append((thread, config))
+        return train(config)
+
+    monkeypatch.setattr(sweep, "train", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: sweep.train_all(CONFIGS, jobs=1), range(2))
+    assert sorted(map(repr, (config for _, config in trained_here))) == sorted(map(repr, CONFIGS))
+    assert len({thread for thread, _ in trained_here}) == 2
+    assert [model.config for model in second] == CONFIGS
+    for one, other in zip(first, second, strict=True):
+        assert same(one, other)
+
+
+def test_what_a_killed_process_was_at_is_free_again(cache: Path) -> None:
+    key = sweep.model_key(CONFIGS[0])
+    program = (
+        "import sys, time; from isorepro import sweep\n"
+        "lock = sweep._Store('models', 'safetensors', None, None).lock(sys.argv[1]); lock.acquire()\n"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, key], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sweep.train_all, CONFIGS[:1], jobs=1)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=1)
+        holder.kill()
+        assert waiting.result(timeout=30)[0].config == CONFIGS[0]
+    holder.wait()
+    holder.stdout.close()
+
+
+def test_a_sweep_uses_the_processors_it_is_given_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = tmp_path / "share"
+    monkeypatch.setenv(sweep.SHARE, str(share))
+    monkeypatch.setattr(sweep, "_workers_run", [])
+    monkeypatch.setattr(sweep, "START_UP", -1.0)  # as if every task took longer than workers take to start
+    share.write_text("1")
+    tasks: dict[str, sweep.Task] = {str(number): (os.getpid, (), {}) for number in range(5)}
+    finished = sweep._finished(iter(tasks.items()), 5)
+    assert [next(finished)[1] for _ in range(2)] == [os.getpid()] * 2
+    share.write_text("2")
+    assert os.getpid() not in {pid for _, pid in finished}
+
+
 @pytest.mark.parametrize("harm", ["truncated", "bit flipped", "history changed"])
 def test_a_damaged_network_is_said_and_trained_again(
     cache: Path, capsys: pytest.CaptureFixture[str], harm: str
@@ -269,7 +340,7 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
 
 def test_a_default_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(sweep.JOBS, "many")
-    with pytest.raises(InputError, match="ISOREPRO_JOBS: must be a whole number, not 'many'"):
+    with pytest.raises(InputError, match="ISOREPRO_JOBS: must be a whole number above 0, not 'many'"):
         sweep.train_all(CONFIGS[:1])
 
 
@@ -303,9 +374,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_short_tasks_stay_in_this_process_and_long_ones_go_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks: dict[str, sweep.Task] = {str(number): (os.getpid, (), {}) for number in range(4)}
     monkeypatch.setattr(sweep, "_workers_run", [])
-    assert {pid for _, pid in sweep._finished(dict(tasks), jobs=2)} == {os.getpid()}
+    assert {pid for _, pid in sweep._finished(iter(tasks.items()), 4, jobs=2)} == {os.getpid()}
     monkeypatch.setattr(sweep, "START_UP", -1.0)  # as if every task took longer than workers take to start
-    assert os.getpid() not in {pid for _, pid in sweep._finished(dict(tasks), jobs=2)}
+    assert os.getpid() not in {pid for _, pid in sweep._finished(iter(tasks.items()), 4, jobs=2)}
     assert sweep._workers_run
 
 

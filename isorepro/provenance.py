@@ -1,0 +1,170 @@
+"""How a run was made, for people and programs: a manifest, an RO-Crate, and the tables of the book's page."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from isorepro import paths
+from isorepro.profiles import Plan
+from isorepro.results import Results
+
+CRATE = "ro-crate-metadata.json"
+PROCESS_RUN = "https://w3id.org/ro/wfrun/process/0.5"
+"""The profile of RO-Crate for what programs made: Process Run Crate (Leo et al. 2024)."""
+
+
+def write(planned: Plan) -> None:
+    """Write what was run, with what and where, for all notebooks that have a record in the run's folder.
+
+    Writes ``manifest.json`` (commit and whether it was changed, profile, parameters, seeds, versions, processor,
+    threads; and for each notebook its id, parameters, times in s, memory in MiB, and how many results were kept
+    from before), the same as an RO-Crate of the run's folder, and ``results/run`` for the book.
+    """
+    found = sorted((planned.folder / "records").glob("*.json"))
+    records: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in found}
+    # What an older version of this program left has no id; it is not of this run.
+    records = {name: record for name, record in records.items() if "id" in record}
+    manifest = _manifest(planned, records)
+    paths.write_atomically(planned.folder / "manifest.json", json.dumps(manifest, indent=1))
+    paths.write_atomically(planned.folder / CRATE, json.dumps(_crate(planned, manifest, records), indent=1))
+    _tell_the_book(planned, manifest)
+
+
+def _manifest(planned: Plan, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    import torch
+
+    from isorepro.sweep import NUMERICAL_LIBRARIES
+
+    versions = {"python": platform.python_version()}
+    versions |= {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas", "papermill")}
+    seeds = {seed for record in records.values() for seed in record["parameters"].get("seeds", [])}
+    return {
+        "profile": planned.profile,
+        "overrides": planned.overrides,
+        "seeds": sorted(seeds),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD") or "not a git checkout",
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "processors": os.cpu_count(),
+        "processor": _processor(),
+        "threads": 1,  # of every process that computes
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": platform.platform(),
+        "versions": versions,
+        "notebooks": {name: {k: v for k, v in record.items() if k != "files"} for name, record in records.items()},
+    }
+
+
+def _crate(planned: Plan, manifest: dict[str, Any], records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the metadata of an RO-Crate: an action for each notebook, with parameters and the files it made."""
+    from rocrate.model.contextentity import ContextEntity
+    from rocrate.rocrate import ROCrate
+
+    crate = ROCrate()
+    crate.name = f"isorepro, profile {planned.profile}"
+    crate.description = (
+        "Tables and figures of a reproduction of 'Isometric Representations in Neural Networks Improve Robustness'"
+    )
+    crate.datePublished = datetime.fromisoformat(manifest["written"])
+    crate.license = "https://spdx.org/licenses/MIT"
+    crate.root_dataset["conformsTo"] = crate.add(
+        ContextEntity(crate, PROCESS_RUN, {"@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"})
+    )
+    software = crate.add(
+        ContextEntity(
+            crate,
+            "#isorepro",
+            {
+                "@type": "SoftwareApplication",
+                "name": "isorepro",
+                "version": manifest["commit"] + (" with changes" if manifest["uncommitted_changes"] else ""),
+                "softwareRequirements": [f"{name} {text}" for name, text in manifest["versions"].items()],
+                "operatingSystem": manifest["system"],
+                "processorRequirements": manifest["processor"],
+            },
+        )
+    )
+    actions = []
+    for notebook, record in records.items():
+        made = [
+            crate.add_file(planned.folder / name, dest_path=name, properties={"sha256": digest})
+            for name, digest in record["files"].items()
+        ]
+        given = [
+            crate.add(
+                ContextEntity(
+                    crate,
+                    f"#{notebook}-{name}",
+                    {"@type": "PropertyValue", "name": name, "value": json.dumps(value)},
+                )
+            )
+            for name, value in record["parameters"].items()
+        ]
+        began = datetime.fromisoformat(record["started"])
+        action = crate.add(
+            ContextEntity(
+                crate,
+                f"#{record['id']}",
+                {
+                    "@type": "CreateAction",
+                    "name": f"notebook {notebook}",
+                    "startTime": began.isoformat(),
+                    "endTime": (began + timedelta(seconds=record["wall_seconds"])).isoformat(),
+                },
+            )
+        )
+        action["instrument"], action["object"], action["result"] = software, given, made
+        actions.append(action)
+    crate.root_dataset["mentions"] = actions
+    content: dict[str, Any] = crate.metadata.generate()
+    return content
+
+
+def _tell_the_book(planned: Plan, manifest: dict[str, Any]) -> None:
+    """Write the numbers and tables of the page "Reproduce it yourself"."""
+    records = manifest["notebooks"]
+    shown = Results("run", planned.folder)
+    # Of the largest process of any notebook, in 10⁹ bytes.
+    peak = max((record["peak_memory_mib"] for record in records.values()), default=0)
+    texts = {name: str(value) for name, value in manifest.items() if not isinstance(value, dict | list)}
+    shown.numbers(**texts, seeds=", ".join(map(str, manifest["seeds"])), peak_memory_gb=peak * 2**20 / 1e9)
+    columns = {
+        "run": "id",
+        "wall time (s)": "wall_seconds",
+        "processor time (s)": "cpu_seconds",
+        "memory (MiB)": "peak_memory_mib",
+        "results": "results",
+        "kept from before": "kept",
+    }
+    rows = [[name, *[record[key] for key in columns.values()]] for name, record in records.items()]
+    tables = {
+        "notebooks": pd.DataFrame(rows, columns=["notebook", *columns]),
+        "versions": pd.DataFrame(manifest["versions"].items(), columns=["package", "version"]),
+    }
+    for name, table in tables.items():
+        paths.write_atomically(shown.folder / f"{name}.csv", table.to_csv(index=False))
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
