@@ -178,22 +178,19 @@ def alone(folder: Path, name: str, stopping: threading.Event | None = None) -> I
     Args:
         folder: the run's folder.
         name: what is done, such as a notebook.
-        stopping: stop waiting, with the claim or not, once it is set.
+        stopping: once it is set, waiting ends without the claim.
     """
     (folder / ".running").mkdir(parents=True, exist_ok=True)
     claim = filelock.FileLock(folder / ".running" / f"{name}.lock", thread_local=False)
-    waited = False
-    while True:
+    stopping, waited = stopping or threading.Event(), False
+    while not claim.is_locked and not stopping.is_set():
         try:
             claim.acquire(blocking=False)
-            break
         except filelock.Timeout:
-            if stopping and stopping.wait(0.2):
-                break
             if not waited:
                 say(f"{name}: another run is at it; waiting")
             waited = True
-            time.sleep(0.2)
+            stopping.wait(0.2)
     try:
         yield
     finally:

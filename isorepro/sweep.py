@@ -265,13 +265,15 @@ def _results(
     """Return the result of each task, kept or computed; ``least``: keys → seconds that each takes at least."""
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs: must be at least 1, not {jobs}")
+    # Looked at before they are read: what another process writes from now on is told by its time.
+    seen = {key: _changed(store.path(key)) for key in tasks}
     found = {key: kept for key in tasks if (kept := store.read(store.path(key))) is not None}
     todo = {key: task for key, task in tasks.items() if key not in found}
     if KEPT in os.environ:
         with Path(os.environ[KEPT]).open("a") as file:
             file.write(f"{len(tasks)} {len(found)}\n")
     if todo:
-        computed = _shared(todo, store, jobs, least(list(todo)))
+        computed = _shared(todo, store, seen, jobs, least(list(todo)))
         before = f", {len(found)} kept from before" if found else ""
         for key, result in track(computed, total=len(todo), what=f"{what}{before}"):
             found[key] = result
@@ -279,10 +281,16 @@ def _results(
 
 
 def _shared(
-    tasks: dict[str, Task], store: _Store[Result], jobs: int | None, least: float
+    tasks: dict[str, Task], store: _Store[Result], seen: Mapping[str, int], jobs: int | None, least: float
 ) -> Iterator[tuple[str, Result]]:
-    """Yield (key, result) of each task, computed here or, as told by its lock, by another process meanwhile."""
-    seen = {key: _changed(store.path(key)) for key in tasks}
+    """Yield (key, result) of each task, computed here or by another process, which holds its lock meanwhile.
+
+    Args:
+        tasks: whose results were not there, or damaged, when their files were changed as in ``seen``.
+        store: of the results.
+        seen: key → as from :func:`_changed`.
+        jobs, least: as for :func:`_finished`.
+    """
     locks: dict[str, filelock.FileLock] = {}
     by_others: deque[tuple[str, Result]] = deque()
     waiting = tasks
@@ -299,7 +307,7 @@ def _shared(
                 except filelock.Timeout:
                     elsewhere[key] = task
                     continue
-                # A damaged file that was seen before is not read, and told of, again.
+                # A damaged file is not read, and told of, again.
                 kept = store.read(path) if _changed(path) != seen[key] else None
                 if kept is not None:
                     lock.release()
@@ -318,7 +326,7 @@ def _shared(
             while by_others:
                 yield by_others.popleft()
         finally:
-            for lock in locks.values():
+            for lock in list(locks.values()):
                 lock.release()
         if len(elsewhere) == len(waiting):
             time.sleep(0.2)
