@@ -12,7 +12,9 @@ import inspect
 import itertools
 import json
 import math
+import multiprocessing
 import os
+import threading
 import time
 import warnings
 from collections import deque
@@ -399,6 +401,7 @@ _workers_run: list[bool] = []
 def _one_thread(
     key: str, function: Callable[..., Any], args: tuple[Any, ...], parameters: dict[str, Any]
 ) -> tuple[str, Any]:
+    _end_with_parent()
     # One thread whatever the number of workers: sums are split by thread, so the bits depend on it.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -406,6 +409,24 @@ def _one_thread(
         return key, function(*args, **parameters)
     finally:
         torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """See to it that a worker ends when the process that started it is killed; else it would wait for ever."""
+    if not multiprocessing.current_process().name.startswith("LokyProcess") or _watched:
+        return
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    _watched.append(True)
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+
+
+_watched: list[bool] = []
+"""Not empty once this worker watches its parent."""
 
 
 def _write_model(path: Path, trained: TrainedModel) -> TrainedModel:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +41,28 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return ended.value.code or 0, printed.out + printed.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def gone() -> Callable[..., bool]:
+    """A function that waits a quarter of a minute for processes to end and returns whether they have."""
+
+    def ended(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    def wait(*pids: int) -> bool:
+        deadline = time.monotonic() + 15
+        while not all(map(ended, pids)):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    return wait
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -232,6 +233,30 @@ def test_what_a_killed_process_was_at_is_free_again(cache: Path) -> None:
         assert waiting.result(timeout=30)[0].config == CONFIGS[0]
     holder.wait()
     holder.stdout.close()
+
+
+WORKERS = """
+import os, time
+from isorepro import sweep
+sweep.START_UP = -1.0  # as if every task took longer than workers take to start
+tasks = {str(number): (os.getpid, (), {}) for number in range(4)}
+print(*{pid for _, pid in sweep._finished(iter(tasks.items()), 4, jobs=2)}, flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(gone: Callable[..., bool]) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", WORKERS], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert workers
+    assert parent.pid not in workers
+    for pid in workers:
+        os.kill(pid, 0)  # raises if it has ended
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert gone(*workers)
 
 
 def test_a_sweep_uses_the_processors_it_is_given_while_it_runs(
