@@ -33,15 +33,27 @@ def reproduce(
         list[str] | None,
         typer.Option("-p", "--parameter", help="name=value (YAML), in place of the profile's."),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            envvar="ISOREPRO_CLUSTER",
+            help="Compute on a cluster: slurm, or the address of a dask scheduler, such as tcp://127.0.0.1:8786.",
+        ),
+    ] = None,
+    cluster_options: Annotated[
+        Path | None, typer.Option(help="Options of Slurm jobs (default: cluster/slurm.yml).")
+    ] = None,
 ) -> None:
     """Run the notebooks of a profile and build the book; what is up to date is not done again."""
-    from isorepro import book, profiles, runner
+    from isorepro import book, cluster, profiles, runner
 
     started = time.monotonic()
     planned = profiles.plan(profile, _names(only or []), _assignments(parameter or []))
+    place = cluster.where(on, cluster_options) if on else None
     say(f"profile '{profile}': {len(planned.notebooks)} notebook(s), results in {_shown(planned.folder)}")
     try:
-        runner.run(planned, jobs)
+        runner.run(planned, jobs, place)
     except KeyboardInterrupt:
         say("interrupted: finished work is kept, the same command goes on from there")
         raise typer.Exit(130) from None

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,14 +18,21 @@ LINE_EVERY = 5.0
 
 def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
     """Yield the items as they come, telling how many of ``total`` are done and how long the rest may take."""
-    if CHANNEL in os.environ:
-        yield from _in_lines(items, total, what, _append_to_channel)
-    elif sys.stderr.isatty():
+    if CHANNEL not in os.environ and sys.stderr.isatty():
         from tqdm import tqdm
 
         yield from tqdm(items, total=total, desc=what)
     else:
-        yield from _in_lines(items, total, what, say)
+        yield from _in_lines(items, total, what)
+
+
+def tell(line: str) -> None:
+    """Hand a line to the runner that listens; without one, print it as :func:`say` does."""
+    if CHANNEL in os.environ:
+        with Path(os.environ[CHANNEL]).open("a") as file:
+            file.write(line + "\n")
+    else:
+        say(line)
 
 
 def say(line: str) -> None:
@@ -48,18 +55,13 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def _in_lines(items: Iterable[Item], total: int, what: str, emit: Callable[[str], None]) -> Iterator[Item]:
+def _in_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     started = last = time.monotonic()
-    emit(f"{what}: 0/{total}")
+    tell(f"{what}: 0/{total}")
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
         if done == total or now - last >= LINE_EVERY:
             last, gone = now, now - started
             rest = f", about {clock(gone / done * (total - done))} left" if done < total else ""
-            emit(f"{what}: {done}/{total}, {clock(gone)} gone{rest}")
-
-
-def _append_to_channel(line: str) -> None:
-    with Path(os.environ[CHANNEL]).open("a") as file:
-        file.write(line + "\n")
+            tell(f"{what}: {done}/{total}, {clock(gone)} gone{rest}")

@@ -24,8 +24,9 @@ def write(planned: Plan) -> None:
     """Write what was run, with what and where, for all notebooks that have a record in the run's folder.
 
     Writes ``manifest.json`` (commit and whether it was changed, profile, parameters, seeds, versions, processor,
-    threads; and for each notebook its id, parameters, times in s, memory in MiB, and how many results were kept
-    from before), the same as an RO-Crate of the run's folder, and ``results/run`` for the book.
+    threads; and for each notebook its id, parameters, times in s, memory in MiB, whether a cluster computed, and
+    how many results were kept from before), the same as an RO-Crate of the run's folder, and ``results/run`` for
+    the book.
     """
     found = sorted((planned.folder / "records").glob("*.json"))
     records: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in found}

@@ -23,7 +23,8 @@ import filelock
 import nbformat
 import yaml
 
-from isorepro import paths, profiles, provenance
+from isorepro import cluster, paths, profiles, provenance
+from isorepro.cluster import Slurm
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, digest
 from isorepro.progress import CHANNEL, clock, say, show
@@ -32,15 +33,17 @@ ID = 12
 """Digits of a notebook's key that are its run's id, which every figure and table of it carries."""
 
 
-def run(planned: Plan, jobs: int | None = None) -> bool:
+def run(planned: Plan, jobs: int | None = None, place: str | Slurm | None = None) -> bool:
     """Run the notebooks of a plan that are not up to date; return whether any ran.
 
     Args:
         planned: from :func:`plan`.
         jobs: processors to use, by notebooks side by side and by the sweeps of each; None for
             :func:`isorepro.sweep.default_jobs`.
+        place: the cluster that computes the sweeps, from :func:`isorepro.cluster.where`; None for this machine.
 
     Raises:
+        InputError: the cluster cannot be reached, or computes other numbers than this machine.
         NotebookError: a cell failed; what was finished before is kept, also of the same notebook.
     """
     told = _keys_told(planned.folder)
@@ -51,7 +54,7 @@ def run(planned: Plan, jobs: int | None = None) -> bool:
             say(f"{notebook}: up to date")
         else:
             todo.append(notebook)
-    ran = bool(todo) and _run_side_by_side(planned, {notebook: keys[notebook] for notebook in todo}, jobs)
+    ran = bool(todo) and _run_side_by_side(planned, {notebook: keys[notebook] for notebook in todo}, jobs, place)
     # A run that was interrupted has results that its manifest does not tell of yet.
     if ran or any(told.get(notebook) != key for notebook, key in keys.items()):
         with alone(planned.folder, "manifest"):
@@ -59,12 +62,14 @@ def run(planned: Plan, jobs: int | None = None) -> bool:
     return ran
 
 
-def _run_side_by_side(planned: Plan, keys: Mapping[str, str], jobs: int | None) -> bool:
+def _run_side_by_side(planned: Plan, keys: Mapping[str, str], jobs: int | None, place: str | Slurm | None) -> bool:
     """Run notebooks, those that take longest first; return whether any had to be run by this process."""
-    from isorepro.sweep import default_jobs
+    from isorepro.sweep import check_cluster, default_jobs
 
     desk = _Desk(planned, keys, jobs or default_jobs())
-    with ThreadPoolExecutor(desk.jobs) as pool:
+    with cluster.scheduler(place) as desk.scheduler, ThreadPoolExecutor(desk.jobs) as pool:
+        if desk.scheduler:
+            check_cluster(desk.scheduler)
         # A thread starts a process, listens to it and waits for its end.
         futures = [pool.submit(_run_one, planned, notebook, keys[notebook], desk) for notebook in desk.order]
         try:
@@ -77,7 +82,7 @@ def _run_side_by_side(planned: Plan, keys: Mapping[str, str], jobs: int | None) 
 
 
 class _Desk:
-    """What the notebooks of a run share: the processors, the place where progress is shown, and the clock.
+    """What the notebooks of a run share: processors, a cluster, the place where progress is shown, and the clock.
 
     Args:
         planned: the plan.
@@ -87,6 +92,7 @@ class _Desk:
 
     def __init__(self, planned: Plan, keys: Mapping[str, str], jobs: int) -> None:
         self.jobs = jobs
+        self.scheduler: str | None = None
         self.stopping = threading.Event()
         self._expected = {notebook: _expected_seconds(planned, notebook) for notebook in keys}
         self.order = sorted(keys, key=lambda notebook: -self._expected[notebook])
@@ -262,6 +268,8 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         # The threads of a small sum would wait for each other on processors that workers keep busy.
         "OMP_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        # Empty where there is none, whatever the run itself was told.
+        cluster.ADDRESS: desk.scheduler or "",
     }
     command = [sys.executable, "-c", _PAPERMILL, str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
     command += ["-f", str(given), "-k", "python3", "--no-progress-bar", "--cwd", str(profiles.NOTEBOOKS)]
@@ -298,6 +306,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         "parameters": dict(values),
         "started": began.isoformat(timespec="seconds"),
         "jobs": desk.jobs,
+        "cluster": desk.scheduler is not None,
         "results": sum(int(results) for results, _ in sweeps),
         "kept": sum(int(kept) for _, kept in sweeps),
         "wall_seconds": round(time.monotonic() - started, 1),

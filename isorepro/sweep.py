@@ -3,7 +3,8 @@
 A result is kept under a key made of its configuration and of the source that computes it: a changed
 configuration or a changed line of numerical code is computed anew, an edit to a plot, a comment or a
 docstring is not. What is finished is written at once; an interrupted sweep goes on from there. Sweeps of several
-processes share the work: what one of them computes, another waits for, and nothing is computed twice.
+processes share the work: what one of them computes, another waits for, and nothing is computed twice. With
+ISOREPRO_CLUSTER the workers of a dask scheduler compute; results are kept here all the same.
 """
 
 import ast
@@ -14,12 +15,14 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -31,11 +34,11 @@ import safetensors
 import safetensors.torch
 import torch
 
-from isorepro import data, hierarchy, paths
+from isorepro import cluster, data, hierarchy, paths
 from isorepro.errors import InputError, unknown
 from isorepro.models import Stack
 from isorepro.progress import say, track
-from isorepro.training import TrainedModel, TrainingConfig, train
+from isorepro.training import TrainedModel, TrainingConfig, resolve_device, train
 
 JOBS = "ISOREPRO_JOBS"
 """Environment variable: default number of worker processes."""
@@ -58,7 +61,7 @@ PACKAGE = Path(__file__).parent
 NUMERICAL_LIBRARIES = (
     *("gudhi", "numpy", "POT", "pyautoattack", "scikit-learn", "scipy", "torch", "torchvision", "umap-learn"),
 )
-NOT_NUMERICAL = ("errors", "paths")
+NOT_NUMERICAL = ("cluster", "errors", "paths")
 """Modules that numerical ones import but that change no number."""
 
 
@@ -232,6 +235,56 @@ def _measure_key(
         raise InputError(f"measure: the parameters of {name} must be plain data: {error}") from None
 
 
+@lru_cache(maxsize=1)
+def numerics() -> dict[str, str]:
+    """Return what decides the bits of all results but their configurations, in this process: name → value.
+
+    As it was when first asked for: a worker goes on with the code that it has loaded, whatever the files say now.
+    """
+    sources = {path.stem: _code_of(ast.parse(path.read_text())) for path in PACKAGE.glob("*.py")}
+    return {
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        **{name: version(name) for name in NUMERICAL_LIBRARIES},
+        "device": resolve_device("auto").type,
+        "code of isorepro": _digest({k: v for k, v in sources.items() if k not in NOT_NUMERICAL})[:12],
+    }
+
+
+def check_cluster(address: str) -> None:
+    """Wait until a cluster has a worker, and see that all it has would compute the bits of this process.
+
+    Raises:
+        InputError: no scheduler answers, a worker has other code, versions or threads, or the scheduler no code.
+    """
+    with cluster.client_of(address) as client:
+        found = client.run(_conditions, on_error="return")
+        try:
+            client.run_on_scheduler(cluster.call, cluster.pack(str))
+        except Exception as error:
+            found["the scheduler"] = error
+    for place, conditions in found.items():
+        _compare(numerics() | cluster.ONE_THREAD, conditions, place)
+
+
+def _conditions(dask_worker: Any = None) -> dict[str, str]:
+    """Return under which conditions a worker computes; outside a task, distributed says which worker this is."""
+    return numerics() | cluster.threads(dask_worker)
+
+
+def _compare(wanted: Mapping[str, str], found: Mapping[str, str] | Exception, place: str) -> None:
+    if isinstance(found, Exception):
+        fault = " ".join((str(found) or repr(found)).split())
+    else:
+        fault = "; ".join(
+            f"{name}: {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value
+        )
+    if fault:
+        raise InputError(
+            f"cluster: {place} would not compute what this machine does ({fault}): start it anew from this state "
+            "of the code, with the versions of requirements.lock; workers with --nthreads 1 and OMP_NUM_THREADS=1"
+        )
+
+
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -367,12 +420,17 @@ def _finished(
 ) -> Iterator[tuple[str, Any]]:
     """Yield (key, result) as they come: from this process while that is faster than starting workers.
 
+    With a cluster, all come from there.
+
     Args:
         tasks: keys with tasks, asked for one by one.
         total: how many these are at most.
         jobs: as for :func:`train_all`.
         least: seconds that each takes at least, if known.
     """
+    if address := os.environ.get(cluster.ADDRESS):
+        yield from _from_cluster(tasks, address)
+        return
     done, each = 0, least
 
     def few(allowed: int) -> bool:
@@ -392,6 +450,37 @@ def _finished(
     warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     parallel = joblib.Parallel(n_jobs=max(1, min(allowed, total - done)), return_as="generator_unordered")
     yield from parallel(joblib.delayed(_one_thread)(key, *task) for key, task in tasks)
+
+
+def _from_cluster(tasks: Iterator[tuple[str, Task]], address: str) -> Iterator[tuple[str, Any]]:
+    parallel = joblib.Parallel(
+        backend=cluster.backend(_client(address)),
+        return_as="generator_unordered",
+        # To the scheduler at once, so that workers that come later find work; each keeps a lock's file open.
+        pre_dispatch=256,
+        batch_size=1,
+    )
+    wanted = numerics() | cluster.ONE_THREAD
+    yield from parallel(
+        joblib.delayed(cluster.call)(cluster.pack(_away, wanted, key, *task)) for key, task in tasks
+    )
+
+
+_client = lru_cache(maxsize=1)(cluster.client_of)
+
+
+def _away(
+    wanted: Mapping[str, str],
+    key: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    parameters: dict[str, Any],
+) -> tuple[str, Any]:
+    """:func:`_one_thread` on a worker, which may have come after :func:`check_cluster`."""
+    _compare(wanted, _conditions(), f"the worker on {platform.node()}")
+    # What a library would share out among processes here, joblib would send to the cluster once more.
+    with joblib.parallel_config(backend="sequential"):
+        return _one_thread(key, function, args, parameters)
 
 
 _workers_run: list[bool] = []

@@ -122,7 +122,8 @@ def test_modules_import_only_what_lies_below_them() -> None:
     order = ["errors", "paths", "progress", "stats", "claims", "hierarchy", "data", "losses", "models", "training"]
     order += ["attacks", "robustness", "geometry", "structure", "boundary", "stacks", "released"]
     order += ["ensemble", "health"]
-    order += ["sweep", "style", "tables", "plots", "results", "profiles", "provenance", "runner", "reference"]
+    order += ["cluster", "sweep", "style", "tables", "plots", "results", "profiles", "provenance", "runner"]
+    order += ["reference"]
     order += ["claim_pages", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
     assert set(order) == set(modules)
