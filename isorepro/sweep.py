@@ -172,7 +172,16 @@ def _stacked(models: Sequence[TrainedModel], tables: Sequence[pd.DataFrame]) -> 
 
 def model_key(config: TrainingConfig) -> str:
     """Return the key under which the trained network of a config is kept."""
-    return _digest(config.identity(), source_fingerprint("isorepro.training"))
+    return _digest(config.identity(), _loaded_fingerprint("isorepro.training"))
+
+
+@lru_cache
+def _loaded_fingerprint(module: str) -> str:
+    """Return :func:`source_fingerprint` as it was when first asked for.
+
+    A process goes on with the code that it has loaded; and to read it for each of many networks takes seconds.
+    """
+    return source_fingerprint(module)
 
 
 def source_fingerprint(module: str, package: Path = PACKAGE) -> str:
@@ -222,12 +231,12 @@ def _measure_key(
     if function.__module__ == "__main__" or "<" in function.__qualname__:
         raise InputError(f"measure: {name} must be a function of a module, so that its results can be kept")
     if function.__module__.startswith("isorepro."):
-        source = source_fingerprint(function.__module__)
+        source = _loaded_fingerprint(function.__module__)
     else:
         everything = sorted(path.stem for path in PACKAGE.glob("*.py"))
         source = _digest(
             Path(inspect.getfile(function)).read_text(),
-            [source_fingerprint(f"isorepro.{m}") for m in everything],
+            [_loaded_fingerprint(f"isorepro.{m}") for m in everything],
         )
     try:
         return _digest(*[model_key(config) if config else None for config in configs], name, parameters, source)

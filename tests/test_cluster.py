@@ -224,6 +224,10 @@ def test_a_worker_without_the_code_is_refused_and_does_no_harm_if_it_comes_later
 ) -> None:
     (tmp_path / "isorepro").mkdir()
     (tmp_path / "isorepro" / "__init__.py").touch()
+    # An editable installation would find the modules all the same.
+    for name in ("sweep", "cluster"):
+        missing = f"No module named 'isorepro.{name}'"
+        (tmp_path / "isorepro" / f"{name}.py").write_text(f"raise ModuleNotFoundError({missing!r})")
     pid, address = start_odd_worker(machines, tmp_path / "isorepro")
     try:
         with pytest.raises(

@@ -206,6 +206,7 @@ def test_two_sweeps_at_once_compute_nothing_twice(cache: Path, monkeypatch: pyte
         return train(config)
 
     monkeypatch.setattr(sweep, "train", counted)
+    sweep.model_key(CONFIGS[0])  # Python 3.11 cannot parse source in two threads at once
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: sweep.train_all(CONFIGS, jobs=1), range(2))
     assert sorted(map(repr, (config for _, config in trained_here))) == sorted(map(repr, CONFIGS))
@@ -360,7 +361,9 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
     assert len(keys | {sweep.model_key(config)}) == len(other) + 1
     before = sweep.model_key(config)
     monkeypatch.setattr(sweep, "version", lambda name: "another")
+    sweep._loaded_fingerprint.cache_clear()
     assert sweep.model_key(config) != before
+    sweep._loaded_fingerprint.cache_clear()
 
 
 def test_a_default_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
