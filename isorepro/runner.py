@@ -122,14 +122,16 @@ class _Desk:
             told = self._news if together else {notebook: line}
             show("    " + " · ".join(f"{name}: {news}" for name, news in told.items()))
 
-    def end(self, notebook: str, done: str = "") -> None:
-        """Take a notebook off, and say that and how it was done and how long the others may take."""
+    def leave(self, notebook: str) -> None:
+        """Take a notebook off; its share, which is no longer written, goes to the others."""
         with self._lock:
             self._news.pop(notebook, None)
             if self._shares.pop(notebook, None):
                 self._share_out()
-            if not done:
-                return
+
+    def end(self, notebook: str, done: str) -> None:
+        """Say that and how a notebook was done, and how long the others may take."""
+        with self._lock:
             self._done.append(notebook)
             known = sum(self._expected[name] for name in self._done)
             left = sum(self._expected.values()) - known
@@ -160,11 +162,7 @@ def _run_one(planned: Plan, notebook: str, key: str, desk: _Desk) -> bool:
         if _is_current(planned.folder, notebook, key):
             desk.end(notebook, "up to date, by another run")
             return False
-        try:
-            record = _execute(planned.folder, notebook, planned.notebooks[notebook], desk, key[:ID])
-        except BaseException:
-            desk.end(notebook)
-            raise
+        record = _execute(planned.folder, notebook, planned.notebooks[notebook], desk, key[:ID])
         paths.write_atomically(
             _record_path(planned.folder, notebook),
             json.dumps(
@@ -291,6 +289,9 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
             process.terminate()
             process.wait()
             raise
+        finally:
+            # Before the scratch folder goes: a share written later would bring it back.
+            desk.leave(notebook)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise NotebookError(_failure(notebook, executed, log))
