@@ -1,14 +1,16 @@
 """AutoAttack, attacks without gradients, and curves under every attack with the worst case of them all.
 
-AutoAttack is the package pyautoattack. It is slow, so that a part of the test images must do: another draw for
-each seed, one for all networks of a seed, so that intervals over seeds hold the variation of the images as well.
+AutoAttack's parts are those of the package pyautoattack. It is slow, so that a part of the test images must do:
+another draw for each seed, one for all networks of a seed, so that intervals over seeds hold the variation of the
+images as well.
 """
 
+import bisect
 import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +27,9 @@ from isorepro.training import TrainedModel, TrainingConfig, resolve_device
 MARGIN_PGD, DLR_PGD, TRAINING_LOSS_PGD = "PGD on the margin", "PGD on DLR", "PGD on the training loss"
 AUTOATTACK, TRANSFER, WORST_CASE = "AutoAttack", "transfer", "worst case"
 UNIFORM_NOISE, GAUSSIAN_NOISE = "uniform noise", "Gaussian noise"
+
+ROUNDING = 1e-6
+"""What the distance of two images may exceed a radius by, in float32."""
 
 # The package warns of zero gradients, which have a check of their own.
 _SILENT = logging.Logger("pyautoattack")
@@ -53,29 +58,79 @@ NOISE: dict[str, Callable[..., Tensor]] = {UNIFORM_NOISE: uniform_noise, GAUSSIA
 
 
 def square(
-    model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, queries: int = 5000, seed: int = 0
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    queries: int = 5000,
+    seed: int = 0,
 ) -> Tensor:
-    """Attack by random squares, without gradients (Andriushchenko et al. 2020; the package pyautoattack).
+    """Attack by random squares, without gradients (Andriushchenko et al. 2020).
+
+    Each query moves one square, the same for all images, to the upper or lower end of the ball, and stays where
+    this lowers the margin. Draws are those of the package pyautoattack, so that the images are its images; the
+    package takes one radius for all of them.
 
     Args:
         model: images (B, channels, height, width) in [0, 1] → logits (B, classes).
         images: (N, channels, height, width) in [0, 1].
         labels: (N,), int64.
-        epsilon: L∞ radius > 0.
+        epsilon: L∞ radius > 0, or one for each image, (N,).
         queries: forward passes for each image, ≥ 1.
         seed: seed of the squares.
 
     Returns:
         Images of the same shape; those that were not fooled are unchanged.
     """
-    from pyautoattack.square import SquareAttack
+    generator = torch.Generator().manual_seed(seed)
+    result, (channels, height, width) = images.clone(), images.shape[1:]
+    standing = attacks.correct_predictions(model, images, labels).nonzero().squeeze(1)
+    label, radii = labels[standing, None], _radii(epsilon, images)[standing]
+    lower, upper = ((images[standing] + way * radii).clamp(*PIXELS) for way in (-1, 1))
 
-    attack = SquareAttack(
-        model, n_queries=queries, eps=epsilon, seed=seed, device=images.device, resc_schedule=False
-    )
-    with torch.random.fork_rng(), torch.no_grad():
-        attacked: Tensor = attack.perturb(images, labels)
-    return attacked
+    def margins(points: Tensor) -> Tensor:
+        logits: Tensor = model(points)
+        return logits.gather(1, label).squeeze(1) - logits.scatter(1, label, -math.inf).amax(1)
+
+    with torch.no_grad():
+        ends = torch.rand(len(standing), channels, 1, width, generator=generator).to(images) > 0.5
+        point = torch.where(ends, upper, lower)
+        least = margins(point)
+        # For each query the place of its square and the end that each channel moves to.
+        for query, draw in enumerate(torch.rand(queries, 2 + channels, generator=generator)):
+            fooled = least <= 0
+            if fooled.any():
+                result[standing[fooled]] = point[fooled]
+                packed = (t[~fooled] for t in (standing, label, lower, upper, point, least))
+                standing, label, lower, upper, point, least = packed
+            if not len(standing):
+                break
+            side = _square_side(query, height, width)
+            top, left = int((height - side) * draw[0]), int((width - side) * draw[1])
+            window = (..., slice(top, top + side), slice(left, left + side))
+            ends = (draw[2:] > 0.5).view(channels, 1, 1).to(images.device)
+            moved = point.clone()
+            moved[window] = torch.where(ends, upper[window], lower[window])
+            margin = margins(moved)
+            point = torch.where((margin < least).view(-1, 1, 1, 1), moved, point)
+            least = torch.minimum(margin, least)
+        fooled = least <= 0
+        result[standing[fooled]] = point[fooled]
+    return result
+
+
+def _square_side(query: int, height: int, width: int) -> int:
+    """Return the side of a query's square: ever fewer pixels, from 80 % on, as published for 10,000 queries."""
+    halvings = bisect.bisect_left((10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), query)
+    side = round(math.sqrt(0.8 / 2**halvings * height * width))
+    return min(max(side, 1), height, width)
+
+
+def _radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
+    """Return a radius for each image, as (N, 1, …)."""
+    radii = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device).expand(len(images))
+    return radii.reshape(-1, *[1] * (images.dim() - 1))
 
 
 def autoattack(
@@ -83,21 +138,22 @@ def autoattack(
     images: Tensor,
     labels: Tensor,
     *,
-    epsilon: float,
+    epsilon: float | Tensor,
     iterations: int = 100,
     queries: int = 5000,
     seed: int = 0,
 ) -> Tensor:
-    """Attack by the standard AutoAttack ensemble (Croce & Hein 2020; the package pyautoattack).
+    """Attack by the standard AutoAttack ensemble (Croce & Hein 2020).
 
-    APGD on the cross-entropy, APGD on the targeted difference-of-logits ratio, targeted FAB, and Square, each on
-    the images that withstood the ones before; nine targets, or as many as there are other classes.
+    APGD on the cross-entropy, APGD on the targeted difference-of-logits ratio, targeted FAB (single runs of these
+    are the package pyautoattack's), and Square, each on the images that withstood the ones before; nine targets,
+    or as many as there are other classes.
 
     Args:
         model: images (B, channels, height, width) in [0, 1] → logits (B, classes).
         images: (N, channels, height, width) in [0, 1], all classified correctly.
         labels: (N,), int64.
-        epsilon: L∞ radius > 0.
+        epsilon: L∞ radius > 0, or one for each image, (N,).
         iterations: of APGD and FAB, for each target; the standard is 100.
         queries: of Square; the standard is 5,000.
         seed: seed of the starts and squares.
@@ -108,35 +164,74 @@ def autoattack(
     Raises:
         InputError: fewer than four classes.
     """
+    radii = _radii(epsilon, images)
+    result, standing = images.clone(), torch.arange(len(images), device=images.device)
+    for run in _ensemble(model, images, labels, iterations=iterations, queries=queries, seed=seed):
+        if len(standing):
+            found = run(standing, radii[standing])
+            fooled = _distances(images[standing], found) <= radii[standing].flatten() + ROUNDING
+            fooled &= ~attacks.correct_predictions(model, found, labels[standing])
+            result[standing[fooled]] = found[fooled]
+            standing = standing[~fooled]
+    return result
+
+
+def _ensemble(
+    model: nn.Module, images: Tensor, labels: Tensor, *, iterations: int, queries: int, seed: int
+) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+    """Yield the runs of the ensemble in turn: (indices of n images, their radii (n, 1, …)) → images (n, …).
+
+    What a run returns need not fool, nor lie in the ball.
+
+    Raises:
+        InputError: fewer than four classes.
+    """
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.fab_pt import FABAttack_PT
 
     # FAB takes gradients of the parameters as well unless they want none.
     model = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
-        classes = model(images[:1]).shape[1]
+        clean = model(images)
+    classes = clean.shape[1]
     attacks.require_four_classes(classes, "AutoAttack (targeted APGD and FAB)")
-    targets = min(9, classes - 1)
-    shared: dict[str, Any] = {"n_iter": iterations, "eps": epsilon, "seed": seed, "device": images.device}
+    shared: dict[str, Any] = {"n_iter": iterations, "eps": 0.0, "seed": seed, "device": images.device}
     apgd = APGDAttack(model, **shared, logger=_SILENT)
-    targeted = APGDAttack_targeted(model, **shared, n_target_classes=targets, logger=_SILENT)
-    fab = FABAttack_PT(model, **shared, targeted=True, n_target_classes=targets)
-    ensemble = (
-        apgd.perturb,
-        targeted.perturb,
-        fab.perturb,
-        partial(square, model, epsilon=epsilon, queries=queries, seed=seed),
-    )
-    result = images.clone()
-    standing = torch.arange(len(images), device=images.device)
-    with torch.random.fork_rng():
-        for perturb in ensemble:
-            if len(standing):
-                found = perturb(images[standing], labels[standing])
-                fooled = ~attacks.correct_predictions(model, found, labels[standing])
-                result[standing[fooled]] = found[fooled]
-                standing = standing[~fooled]
-    return result
+    targeted = APGDAttack_targeted(model, **shared, logger=_SILENT)
+    fab = FABAttack_PT(model, **shared, targeted=True)
+
+    # The package's own loops take one radius for all images; a single run of APGD takes one for each.
+    def by_apgd(attack: APGDAttack, rank: int | None, chosen: Tensor, radii: Tensor) -> Tensor:
+        attack.init_hyperparam(images)
+        attack.eps = radii
+        attack.y_target = None if rank is None else clean[chosen].argsort(1)[:, -rank]
+        found: Tensor = attack.attack_single_run(images[chosen], labels[chosen])[-1]
+        return found
+
+    # It looks for the nearest image that fools, whatever the radius.
+    def by_fab(rank: int, chosen: Tensor, radii: Tensor) -> Tensor:
+        fab.target_class = rank
+        found: Tensor = fab.attack_single_run(images[chosen], labels[chosen], is_targeted=True)
+        return found
+
+    def by_square(chosen: Tensor, radii: Tensor) -> Tensor:
+        return square(model, images[chosen], labels[chosen], epsilon=radii.flatten(), queries=queries, seed=seed)
+
+    ranks = range(2, min(9, classes - 1) + 2)
+    for runs in (
+        [partial(by_apgd, apgd, None)],
+        [partial(by_apgd, targeted, rank) for rank in ranks],
+        [partial(by_fab, rank) for rank in ranks],
+        [by_square],
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield from runs
+
+
+def _distances(images: Tensor, moved: Tensor) -> Tensor:
+    """Return the L∞ distance of each image from its moved one: (n, …), (n, …) → (n,)."""
+    return (moved - images).abs().flatten(1).amax(1)
 
 
 def autoattack_curve(
@@ -149,11 +244,13 @@ def autoattack_curve(
     queries: int = 5000,
     seed: int = 0,
 ) -> Tensor:
-    """Run AutoAttack at several radii, each image through the whole ensemble about once.
+    """Run AutoAttack at several radii, each image through the ensemble once.
 
-    From the largest radius down: what the ensemble cannot fool in a ball counts as standing in the smaller ones
-    that this ball holds, and an adversarial image that lies in a smaller ball as well counts there. The curve
-    falls by construction. An image that is misclassified without attack counts as fooled at every radius.
+    PGD tells for each image the smallest ball in which it is fooled; the ensemble attacks it in the next smaller
+    one, all images at once, each in its own ball. An attack that cannot fool an image there is not tried on it in
+    smaller balls; where it does, the image goes on in the largest ball that does not hold what was found, the same
+    attack first. The curve falls by construction. An image that is misclassified without attack counts as fooled
+    at every radius.
 
     Args:
         model, images, labels, iterations, queries, seed: as for :func:`autoattack`, images of any prediction.
@@ -167,28 +264,22 @@ def autoattack_curve(
     """
     if any(larger <= smaller for smaller, larger in itertools.pairwise([0.0, *epsilons])):
         raise InputError(f"epsilons: must increase strictly from above 0, not {list(epsilons)}")
-    curve = torch.zeros(len(epsilons), len(images), dtype=torch.bool, device=images.device)
-    fooled = attacks.correct_predictions(model, images, labels).nonzero().squeeze(1)
-    distance = torch.full((len(images),), math.inf, device=images.device)
-    for index, epsilon in reversed(list(enumerate(epsilons))):
-        tried = fooled[distance[fooled] > epsilon]
-        if not len(tried):
-            continue
-        found = autoattack(
-            model,
-            images[tried],
-            labels[tried],
-            epsilon=epsilon,
-            iterations=iterations,
-            queries=queries,
-            seed=seed,
-        )
-        stands = attacks.correct_predictions(model, found, labels[tried])
-        curve[: index + 1, tried[stands]] = True
-        distance[tried] = (found - images[tried]).abs().flatten(1).amax(1)
-        distance[tried[stands]] = math.inf
-        fooled = fooled[~curve[index, fooled]]
-    return curve
+    radii = torch.tensor(epsilons, dtype=images.dtype, device=images.device)
+    # How many of the balls, from the smallest on, an image may withstand.
+    balls = torch.full((len(images),), len(radii), device=images.device)
+    for objective in (attacks.cross_entropy, attacks.margin):
+        curve = attacks.pgd_curve(model, images, labels, epsilons, objective=objective, seed=seed)
+        balls = torch.minimum(balls, curve.sum(0))
+    for run in _ensemble(model, images, labels, iterations=iterations, queries=queries, seed=seed):
+        tried = balls.nonzero().squeeze(1)
+        while len(tried):
+            found = run(tried, _radii(radii[balls[tried] - 1], images[tried]))
+            held = torch.searchsorted(radii + ROUNDING, _distances(images[tried], found))
+            fooled = ~attacks.correct_predictions(model, found, labels[tried]) & (held < balls[tried])
+            tried = tried[fooled]
+            balls[tried] = held[fooled]
+            tried = tried[balls[tried] > 0]
+    return torch.arange(len(radii), device=images.device)[:, None] < balls
 
 
 def curves(
@@ -231,8 +322,7 @@ def curves(
         return torch.stack([attacks.correct_predictions(model, attack(radius), labels) for radius in epsilons])
 
     def pgd(objective: Objective) -> Tensor:
-        attack = partial(attacks.pgd, steps=pgd_steps, objective=objective)
-        return attacks.nested_accuracy_curve(attack, *target, epsilons)
+        return attacks.pgd_curve(*target, epsilons, steps=pgd_steps, objective=objective)
 
     def on_training_loss(radius: float) -> Tensor:
         return torch.cat(

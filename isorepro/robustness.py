@@ -46,7 +46,6 @@ def curves(
         partial(attack, beta=config.beta, K=config.K, form=config.form)
         for attack in (attacks.released_fgsm, attacks.released_pgd)
     )
-    pgd = partial(attacks.pgd, steps=pgd_steps)
     rows: list[tuple[int, str, str, float, float]] = []
     for level, own in enumerate(labels, start=1):
         model, so_far = stack.up_to(level - 1), labels[:level]
@@ -54,7 +53,7 @@ def curves(
             (RELEASED, FGSM): attacks.accuracy_curve(released_fgsm, model, images, so_far, epsilons),
             (RELEASED, ONE_GRADIENT_PGD): attacks.accuracy_curve(released_pgd, model, images, so_far, epsilons),
             (CORRECTED, FGSM): attacks.accuracy_curve(attacks.fgsm, model, images, own, epsilons),
-            (CORRECTED, PGD): attacks.nested_accuracy_curve(pgd, model, images, own, epsilons),
+            (CORRECTED, PGD): attacks.pgd_curve(model, images, own, epsilons, steps=pgd_steps),
         }
         clean = float(attacks.correct_predictions(model, images, own).double().mean())
         rows += [(level, protocol, CLEAN, 0.0, clean) for protocol in (RELEASED, CORRECTED)]

@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import foolbox
@@ -206,6 +207,111 @@ def test_nested_curve_attacks_no_fooled_image_again(trained: TrainedModel, image
     clean = int((trained.model(images).argmax(1) == labels).sum())
     standing = [clean, *curve.sum(1).tolist()]
     assert attacked == [count for count in standing[: len(EPSILONS)] if count]
+
+
+def test_the_pgd_curve_equals_a_slow_loop_over_single_images(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels[0][:40], images_and_labels[1][:40]
+    curve = attacks.pgd_curve(trained.model, images, labels, EPSILONS, steps=8)
+    expected = torch.zeros_like(curve)
+    # Random starts are drawn for the images still standing, in their order.
+    left = [place for place in range(40) if trained.model(images[place, None]).argmax() == labels[place]]
+    ends: dict[int, Tensor] = {}
+    for row, epsilon in enumerate(EPSILONS):
+        for steps, warm in ((2, True), (2, False)) if row else ((8, False),):
+            generator, standing = torch.Generator().manual_seed(0), []
+            noise = torch.empty(len(left), *images.shape[1:]).uniform_(-epsilon, epsilon, generator=generator)
+            for place, offset in zip(left, noise, strict=True):
+                image = images[place]
+                point = image + offset
+                if warm:
+                    point = image + (ends[place] - image) * (epsilon / EPSILONS[row - 1])
+                ends[place], fooled = climbed(trained.model, image, labels[place], point, epsilon, steps)
+                if not fooled:
+                    standing.append(place)
+            left = standing
+        expected[row, left] = True
+    assert 0.1 < expected.double().mean() < 0.9
+    assert torch.equal(curve, expected)
+
+
+def climbed(
+    model: nn.Module, image: Tensor, label: Tensor, point: Tensor, epsilon: float, steps: int
+) -> tuple[Tensor, bool]:
+    """Projected gradient ascent on one image: where it ends, and whether it fooled the model on the way."""
+    point = point.clamp(image - epsilon, image + epsilon).clamp(0, 1)
+    for _ in range(steps):
+        moving = point.clone().requires_grad_()
+        logits = model(moving[None])
+        if logits.argmax() != label:
+            return point, True
+        nn.functional.cross_entropy(logits, label[None]).backward()
+        point = point + 2.5 * epsilon / steps * moving.grad.sign()
+        point = point.clamp(image - epsilon, image + epsilon).clamp(0, 1)
+    return point, bool(model(point[None]).argmax() != label)
+
+
+def test_the_pgd_curve_is_no_higher_than_all_steps_at_every_radius(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    radii = [0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2]
+    target = trained.model, *images_and_labels
+    curve = attacks.pgd_curve(*target, radii)
+    assert not (curve[1:] & ~curve[:-1]).any()
+    assert not (curve[0] & ~attacks.correct_predictions(*target)).any()
+    for row, epsilon in zip(curve, radii, strict=True):
+        moved = attacks.pgd(*target, epsilon=epsilon)
+        assert row.double().mean().item() <= accuracy(trained.model, moved, images_and_labels[1]) + 0.0025
+
+
+def test_the_pgd_curve_spends_less_than_half_of_the_gradients(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    images, labels = images_and_labels
+    spent: list[int] = []
+
+    def counting(model: nn.Module, points: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        spent.append(len(points))
+        return attacks.cross_entropy(model, points, targets)
+
+    def gradients(curve: Callable[[], Tensor]) -> int:
+        spent.clear()
+        curve()
+        return sum(spent)
+
+    radii, target = [0.01, 0.02, 0.03, 0.05, 0.08], (trained.model, images, labels)
+    few = gradients(lambda: attacks.pgd_curve(*target, radii, objective=counting))
+    attack = partial(attacks.pgd, objective=counting, stop_when_fooled=False)
+    assert few < 0.5 * gradients(lambda: torch.stack([attack(*target, epsilon=radius) for radius in radii]))
+    nested = partial(attacks.pgd, objective=counting)
+    assert few < gradients(lambda: attacks.nested_accuracy_curve(nested, *target, radii))
+
+
+def test_one_radius_or_a_first_one_of_zero_gets_all_steps(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    target = trained.model, images_and_labels[0][:100], images_and_labels[1][:100]
+    alone = attacks.pgd_curve(*target, [0.05], steps=6)
+    expected = attacks.nested_accuracy_curve(partial(attacks.pgd, steps=6), *target, [0.05])
+    assert torch.equal(alone, expected)
+    after_zero = attacks.pgd_curve(*target, [0.0, 0.05], steps=6)
+    assert torch.equal(after_zero[0], attacks.correct_predictions(*target))
+    assert torch.equal(after_zero[1], expected[0])
+    with pytest.raises(InputError, match="must increase strictly"):
+        attacks.pgd_curve(*target, [0.1, 0.1])
+
+
+def test_a_path_starts_at_the_point_given(trained: TrainedModel, images_and_labels: Images) -> None:
+    images, labels = images_and_labels[0][:30], images_and_labels[1][:30]
+    seen: list[Tensor] = []
+
+    def objective(model: nn.Module, points: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(points.detach().clone())
+        return attacks.cross_entropy(model, points, targets)
+
+    attacks.pgd(trained.model, images, labels, epsilon=0.1, steps=1, start=images + 0.3, objective=objective)
+    torch.testing.assert_close(seen[0], (images + 0.1).clamp(0, 1))
 
 
 def test_curves_do_not_depend_on_their_batches(trained: TrainedModel, images_and_labels: Images) -> None:

@@ -1,10 +1,14 @@
 import copy
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack
+from pyautoattack.square import SquareAttack
 from scipy import stats
 from torch import Tensor, nn
 
@@ -49,24 +53,75 @@ def test_the_curve_equals_separate_runs(trained: TrainedModel, images_and_labels
     assert torch.equal(curve, expected)
 
 
-def test_the_curve_falls_and_no_image_meets_the_ensemble_again_once_it_stood(
+def test_the_curve_falls_and_no_run_is_tried_in_a_smaller_ball_than_one_it_failed_in(
     trained: TrainedModel, images_and_labels: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, labels = images_and_labels[0][:40], images_and_labels[1][:40]
-    runs: list[Tensor] = []
-    original = ensemble.autoattack
+    tried: list[list[tuple[Tensor, Tensor, Tensor]]] = []
+    original = ensemble._ensemble
 
-    def counted(model: nn.Module, tried: Tensor, *rest: object, **options: object) -> Tensor:
-        runs.append(tried)
-        return original(model, tried, *rest, **options)
+    def watched(*given: object, **options: object) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+        for run in original(*given, **options):
+            tried.append([])
 
-    monkeypatch.setattr(ensemble, "autoattack", counted)
+            def told(chosen: Tensor, radii: Tensor, run: Callable[..., Tensor] = run) -> Tensor:
+                found = run(chosen, radii)
+                tried[-1].append((chosen, radii.flatten(), found))
+                return found
+
+            yield told
+
+    monkeypatch.setattr(ensemble, "_ensemble", watched)
     curve = ensemble.autoattack_curve(trained.model, images, labels, [0.02, 0.06, 0.2], **SHORT)
     assert (curve[:-1] >= curve[1:]).all()
-    for index, tried in enumerate(runs[1:], start=1):
-        # What stood at the larger radius is not attacked at the smaller one.
-        stood = images[curve[3 - index]]
-        assert not any(torch.equal(one, other) for one in tried for other in stood)
+    assert len(tried) == 1 + 9 + 9 + 1
+    for run in tried:
+        # Most images meet each run once; again only where it fooled them, and then in a smaller ball.
+        assert len(run[0][0]) >= 30
+        for (chosen, radii, found), (again, smaller, _) in itertools.pairwise(run):
+            fooled = trained.model(found).argmax(1) != labels[chosen]
+            assert set(again.tolist()) <= set(chosen[fooled].tolist())
+            before = dict(zip(chosen.tolist(), radii.tolist(), strict=True))
+            assert all(now < before[image] for image, now in zip(again.tolist(), smaller.tolist(), strict=True))
+
+
+def test_a_radius_for_each_image_gives_what_each_gets_alone(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    right = attacks.correct_predictions(trained.model, *images_and_labels).nonzero().squeeze(1)[:24]
+    images, labels = images_and_labels[0][right], images_and_labels[1][right]
+    radii = torch.tensor([0.02, 0.05, 0.1]).repeat(8)
+    for attack in (partial(ensemble.autoattack, **SHORT), partial(ensemble.square, queries=200)):
+        found = attack(trained.model, images, labels, epsilon=radii)
+        distance = (found - images).abs().flatten(1).amax(1)
+        assert (distance <= radii + 1e-6).all()
+        fooled = trained.model(found).argmax(1) != labels
+        # Images that were not fooled are as they were.
+        assert torch.equal(distance > 0, fooled)
+        for radius in radii.unique():
+            chosen = radii == radius
+            alone = attack(trained.model, images[chosen], labels[chosen], epsilon=float(radius))
+            apart = (trained.model(alone).argmax(1) != labels[chosen]) != fooled[chosen]
+            # The random starts are others.
+            assert apart.sum() <= 1
+        assert 0 < fooled.sum() < len(fooled)
+
+
+@pytest.mark.parametrize("epsilon", [0.03, 0.08])
+def test_square_is_the_packages(trained: TrainedModel, images_and_labels: Images, epsilon: float) -> None:
+    images, labels = images_and_labels[0][:60], images_and_labels[1][:60]
+    package = SquareAttack(
+        trained.model, n_queries=2500, eps=epsilon, seed=3, device=images.device, resc_schedule=False
+    )
+    with torch.random.fork_rng():
+        # The draws of its first image depend on how many images it takes: none that is fooled already.
+        right = attacks.correct_predictions(trained.model, images, labels)
+        expected = package.perturb(images[right], labels[right])
+    found = ensemble.square(trained.model, images, labels, epsilon=epsilon, queries=2500, seed=3)
+    fooled = (found != images).flatten(1).any(1)
+    assert 0 < fooled.sum() < len(fooled)
+    torch.testing.assert_close(found[right], expected, rtol=0, atol=1e-6)
+    assert torch.equal(found[~right], images[~right])
 
 
 def test_attacks_stay_in_the_ball_and_change_nothing_around_them(

@@ -37,7 +37,7 @@ def test_fgsm_as_released_gives_the_released_accuracy(
 def test_no_network_withstands_pgd_on_the_cross_entropy(networks: dict[float, TrainedModel], beta: float) -> None:
     dataset = data.load("mnist", test_size=2000)
     target = networks[beta].model, dataset.test_inputs, dataset.test_labels
-    curve = attacks.nested_accuracy_curve(attacks.pgd, *target, EPSILONS).double().mean(1)
+    curve = attacks.pgd_curve(*target, EPSILONS).double().mean(1)
     assert curve[2] < 0.05
     # At the radius where the as-released curves part, the two networks stay together.
     assert curve[0] == pytest.approx(0.11, abs=0.05)
