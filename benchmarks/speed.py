@@ -1,117 +1,249 @@
-"""Speed as ratios, each pair measured in turn in one run: ``make bench``.
+"""Measure speed, each thing beside what it is compared with, in turn and in one run: ``make bench``.
 
-* a training step against a bare loop of the same mathematics (goal: at most 1.25 ×);
-* the ten-radius PGD-40 curve against ten separate foolbox runs with the same steps (goal: at least 3 × faster,
-  at equal or lower accuracy);
-* a full-batch step of the paper's three-level torus stack with distances within pieces only, those of the inputs
-  computed once, against all distances anew in each step.
+Prints the table of ratios and records every round in ``benchmarks/speed.json``, which the book's page "Speed"
+shows. It takes about 20 minutes on a machine that has nothing else to do. What is compared:
+
+* a training step with a bare loop of the same mathematics;
+* a training step with one of the released design, in our own words: numbers of 64 bits, the distances of all pairs
+  of images computed beforehand, those of a batch taken from them. At 10,000 images, since 60,000 need 28.8 GB;
+* curves of FGSM, PGD and AutoAttack over several radii with foolbox and pyautoattack called for each radius;
+* a full-batch step of the paper's three-level torus stack, with distances within pieces and with all distances;
+* how a step grows with the batch and with the number of images, how many networks more processes train, the memory
+  of either design, and whole profiles.
 """
 
+import argparse
 import json
+import os
 import platform
-import statistics
+import resource
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import foolbox
-import numpy as np
 import torch
 from pyautoattack import AutoAttack
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from isorepro import attacks, data, ensemble, hierarchy
+from isorepro import attacks, data, ensemble, hierarchy, paths, provenance, speed, sweep
 from isorepro.losses import ClassBlocks
+from isorepro.progress import say
+from isorepro.speed import OURS
 from isorepro.training import TrainingConfig, build, step, train
 
 CONFIG = TrainingConfig(beta=0.1, K=10.0, device="cpu")
-EPSILONS = np.logspace(-2, 0, 10).tolist()
+TEN_RADII = [0.01, 0.0167, 0.0278, 0.0464, 0.0774, 0.1292, 0.2154, 0.3594, 0.5995, 1.0]
+SEVEN_RADII = [0.0167, 0.0278, 0.0464, 0.0774, 0.1292, 0.2154, 0.5]
+
+Rows = list[dict[str, Any]]
 
 
-def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Run two functions A B A B … and return the medians of their seconds and of the ratio A / B."""
-    pairs = []
-    for _ in range(rounds + 1):
-        seconds = []
-        for function in (first, second):
+def in_turn(
+    measure: str,
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    units: int = 1,
+    size: int = 0,
+    warm: bool = True,
+) -> Rows:
+    """Run every way once in each round, after a round that is not counted, and return the seconds of a unit."""
+    rows: Rows = []
+    for number in range(-warm, rounds):
+        for way, function in ways.items():
             started = time.perf_counter()
             function()
-            seconds.append(time.perf_counter() - started)
-        pairs.append(seconds)
-    pairs = pairs[1:]  # the first round warms up
-    return (
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-        statistics.median(a / b for a, b in pairs),
-    )
+            seconds = (time.perf_counter() - started) / units
+            if number >= 0:
+                rows.append({"measure": measure, "way": way, "size": size, "round": number, "seconds": seconds})
+    return rows
 
 
-def training_step(batches: int = 300) -> dict[str, float]:
-    dataset = data.load("mnist", train_size=10_000)
-    inputs, labels = dataset.train_inputs, dataset.train_labels
-    order = torch.randperm(len(inputs))[: batches * 100].split(100) * (batches // 100)
+def images(count: int) -> tuple[Tensor, Tensor]:
+    dataset = data.load("mnist", train_size=count if count < 60_000 else None)
+    return dataset.train_inputs, dataset.train_labels
 
-    model = build(CONFIG, inputs, 10)
+
+def our_steps(count: int, steps: int, batch_size: int = 100, beta: float = 0.1) -> Callable[[], None]:
+    config = TrainingConfig(**CONFIG.model_dump() | {"beta": beta})
+    inputs, labels = images(count)
+    model = build(config, inputs, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    batches = torch.randint(count, (steps, batch_size))
 
+    def run() -> None:
+        for batch in batches:
+            step(model, optimizer, inputs[batch], labels[None, batch], config)
+
+    return run
+
+
+def released_steps(count: int, steps: int) -> Callable[[], None]:
+    inputs, labels = images(count)
+    inputs = inputs.double()
+    flat = inputs.flatten(1)
+    distances = torch.cdist(flat, flat)
+    model = build(CONFIG, inputs, 10).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    batches = torch.randint(count, (steps, 100))
+
+    def run() -> None:
+        for batch in batches:
+            x, y = inputs[batch], labels[batch]
+            d_x = distances[batch][:, batch]
+            h, logits = model.levels(x)[0]
+            same = (y[:, None] == y[None, :]).double()
+            penalty = 0.1 * (10.0 * torch.cdist(h, h) * same - d_x * same).square().mean()
+            loss = cross_entropy(logits, y) + penalty
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def training_step() -> Iterator[Rows]:
+    steps = 300
+    inputs, labels = images(10_000)
+    flat = inputs.flatten(1)
     bare = nn.Sequential(
         nn.Linear(784, 100), nn.Tanh(), *(nn.Sequential(nn.Linear(100, 100), nn.Tanh()) for _ in range(4))
     )
     head = nn.Linear(100, 10)
-    bare_optimizer = torch.optim.Adam([*bare.parameters(), *head.parameters()], lr=1e-3, fused=True)
-    flat = inputs.flatten(1)
-
-    def ours() -> None:
-        for batch in order:
-            step(model, optimizer, inputs[batch], labels[None, batch], CONFIG)
+    optimizer = torch.optim.Adam([*bare.parameters(), *head.parameters()], lr=1e-3, fused=True)
+    batches = torch.randint(len(inputs), (steps, 100))
 
     def bare_loop() -> None:
-        for batch in order:
+        for batch in batches:
             x, y = flat[batch], labels[batch]
             h = bare(x)
             same = y[:, None] == y[None, :]
             penalty = 0.1 * (10.0 * torch.cdist(h, h) * same - torch.cdist(x, x) * same).square().mean()
             loss = cross_entropy(head(h), y) + penalty
-            bare_optimizer.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            bare_optimizer.step()
+            optimizer.step()
 
-    a, b, ratio = in_turn(ours, bare_loop, rounds=7)
-    return {"ours_ms": 1000 * a / len(order), "bare_loop_ms": 1000 * b / len(order), "ratio": ratio}
+    yield in_turn(speed.STEP, {OURS: our_steps(10_000, steps), "bare loop": bare_loop}, 9, units=steps)
 
 
-def pgd_curve(images: int = 4000, steps: int = 40) -> dict[str, object]:
-    model = train(TrainingConfig(beta=0.1, K=10.0, epochs=3, device="cpu")).model
-    dataset = data.load("mnist", test_size=images)
-    x, y = dataset.test_inputs, dataset.test_labels
-    accuracy: dict[str, list[float]] = {}
+def against_released() -> Iterator[Rows]:
+    steps = 100
+    for count in (2_500, 5_000, 10_000):
+        started = time.perf_counter()
+        released = released_steps(count, steps)
+        seconds = time.perf_counter() - started
+        yield [{"measure": "preparation", "way": speed.RELEASED, "size": count, "round": 0, "seconds": seconds}]
+        ways = {OURS: our_steps(count, steps), speed.RELEASED: released}
+        yield in_turn(speed.BY_IMAGES, ways, 7, units=steps, size=count)
+    for count in (30_000, 60_000):
+        yield in_turn(speed.BY_IMAGES, {OURS: our_steps(count, steps)}, 7, units=steps, size=count)
+
+
+def by_batch() -> Iterator[Rows]:
+    for size in (25, 50, 100, 200, 400, 800, 1600):
+        steps = max(10, 5000 // size)
+        ways = {
+            speed.WITH_TERM: our_steps(10_000, steps, size),
+            speed.WITHOUT_TERM: our_steps(10_000, steps, size, beta=0.0),
+        }
+        yield in_turn(speed.BY_BATCH, ways, 7, units=steps, size=size)
+
+
+def memory() -> Iterator[Rows]:
+    for way, count in ((speed.RELEASED, 2_500), (speed.RELEASED, 5_000), (speed.RELEASED, 10_000)):
+        yield [_memory(way, count)]
+    for count in (10_000, 60_000):
+        yield [_memory(OURS, count)]
+
+
+def _memory(way: str, count: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--memory", way, str(count)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return {"measure": "peak memory", "way": way, "size": count, "round": 0, "bytes": int(done.stdout)}
+
+
+def fgsm_curve() -> Iterator[Rows]:
+    model, x, y = _target(2000)
+    target = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    found: dict[str, list[float]] = {}
 
     def ours() -> None:
-        curve = attacks.nested_accuracy_curve(partial(attacks.pgd, steps=steps), model, x, y, EPSILONS)
-        accuracy["ours"] = curve.double().mean(1).tolist()
+        curve = attacks.accuracy_curve(attacks.fgsm, model, x, y, TEN_RADII, batch_size=500)
+        found[OURS] = curve.double().mean(1).tolist()
 
     def separate() -> None:
-        attack = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / steps, steps=steps)
-        target = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        attack = foolbox.attacks.FGSM(random_start=False)
+        found["foolbox"] = _by_foolbox(attack, target, x, y)
+
+    rows = in_turn(speed.FGSM_CURVE, {OURS: ours, "foolbox": separate}, 7)
+    yield rows + _accuracies(speed.FGSM_CURVE, TEN_RADII, found)
+
+
+def pgd_curve() -> Iterator[Rows]:
+    model, x, y = _target(2000)
+    target = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    found: dict[str, list[float]] = {}
+
+    def ours() -> None:
+        found[OURS] = attacks.pgd_curve(model, x, y, TEN_RADII, steps=40).double().mean(1).tolist()
+
+    def separate() -> None:
+        attack = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / 40, steps=40)
+        found["foolbox"] = _by_foolbox(attack, target, x, y)
+
+    rows = in_turn(speed.PGD_CURVE, {OURS: ours, "foolbox": separate}, 5)
+    yield rows + _accuracies(speed.PGD_CURVE, TEN_RADII, found)
+
+
+def autoattack_curve() -> Iterator[Rows]:
+    model, x, y = _target(50)
+    found: dict[str, list[float]] = {}
+
+    def ours() -> None:
+        found[OURS] = ensemble.autoattack_curve(model, x, y, SEVEN_RADII).double().mean(1).tolist()
+
+    def separate() -> None:
         rows = []
-        for epsilon in EPSILONS:
-            fooled = torch.cat(
-                [
-                    attack(target, a, b, epsilons=epsilon)[2]
-                    for a, b in zip(x.split(500), y.split(500), strict=True)
-                ]
-            )
-            rows.append(1 - fooled.double().mean().item())
-        accuracy["foolbox"] = rows
+        for epsilon in SEVEN_RADII:
+            attack = AutoAttack(model, eps=epsilon, seed=0, device=torch.device("cpu"), version="standard")
+            attacked, _ = attack.run_standard_evaluation(x, y)
+            rows.append(float(attacks.correct_predictions(model, attacked, y).double().mean()))
+        found["pyautoattack"] = rows
 
-    a, b, ratio = in_turn(separate, ours, rounds=3)
-    return {"foolbox_s": a, "ours_s": b, "ratio": ratio, "epsilon": EPSILONS, "accuracy": accuracy}
+    rows = in_turn(speed.AUTOATTACK_CURVE, {OURS: ours, "pyautoattack": separate}, 3, warm=False)
+    yield rows + _accuracies(speed.AUTOATTACK_CURVE, SEVEN_RADII, found)
 
 
-def class_blocks(steps: int = 20) -> dict[str, float]:
+def _target(count: int) -> tuple[nn.Module, Tensor, Tensor]:
+    model = train(TrainingConfig(beta=0.1, K=10.0, epochs=3, device="cpu")).model
+    dataset = data.load("mnist", test_size=count)
+    return model, dataset.test_inputs, dataset.test_labels
+
+
+def _by_foolbox(attack: Any, target: Any, x: Tensor, y: Tensor) -> list[float]:
+    pairs = list(zip(x.split(500), y.split(500), strict=True))
+    fooled = [torch.cat([attack(target, *pair, epsilons=epsilon)[2] for pair in pairs]) for epsilon in TEN_RADII]
+    return [1 - row.double().mean().item() for row in fooled]
+
+
+def _accuracies(measure: str, radii: list[float], found: Mapping[str, list[float]]) -> Rows:
+    return [
+        {"measure": measure, "way": way, "epsilon": epsilon, "accuracy": accuracy}
+        for way, accuracies in found.items()
+        for epsilon, accuracy in zip(radii, accuracies, strict=True)
+    ]
+
+
+def torus_step() -> Iterator[Rows]:
+    steps = 20
     config = TrainingConfig(
         dataset="torus",
         hierarchy=[[[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 1], [2, 3], [4, 5], [6, 7]]],
@@ -131,46 +263,122 @@ def class_blocks(steps: int = 20) -> dict[str, float]:
         for _ in range(steps):
             step(model, optimizer, inputs, labels, config, known)
 
-    a, b, ratio = in_turn(partial(run, None), partial(run, blocks), rounds=5)
-    return {"all_distances_ms": 1000 * a / steps, "class_blocks_ms": 1000 * b / steps, "ratio": ratio}
+    ways = {OURS: lambda: run(blocks), "all distances": lambda: run(None)}
+    yield in_turn(speed.TORUS_STEP, ways, 7, units=steps)
 
 
-def autoattack_curve(images: int = 50) -> dict[str, object]:
-    model = train(TrainingConfig(beta=0.1, K=10.0, epochs=3, device="cpu")).model
-    dataset = data.load("mnist", test_size=images)
-    x, y = dataset.test_inputs, dataset.test_labels
-    radii = [0.0167, 0.0278, 0.0464, 0.0774, 0.1292, 0.2154, 0.5]
-    accuracy: dict[str, list[float]] = {}
+def by_processors() -> Iterator[Rows]:
+    seeds = iter(range(10**6))
+    networks = 8
 
-    def ours() -> None:
-        accuracy["ours"] = ensemble.autoattack_curve(model, x, y, radii).double().mean(1).tolist()
+    def training(jobs: int) -> Callable[[], object]:
+        def run() -> None:
+            # Networks that were trained before would be kept: each round has its own.
+            config = TrainingConfig(beta=0.1, K=10.0, train_size=20_000, device="cpu")
+            sweep.train_all(sweep.grid(config, seed=[next(seeds) for _ in range(networks)]), jobs=jobs)
 
-    def separate() -> None:
-        rows = []
-        for epsilon in radii:
-            evaluation = AutoAttack(model, eps=epsilon, seed=0, device=torch.device("cpu"), version="standard")
-            found, _ = evaluation.run_standard_evaluation(x, y)
-            rows.append(float(attacks.correct_predictions(model, found, y).double().mean()))
-        accuracy["separate"] = rows
+        return run
 
-    a, b, ratio = in_turn(separate, ours, rounds=2)
-    return {"separate_s": a, "ours_s": b, "ratio": ratio, "epsilon": radii, "accuracy": accuracy}
+    counts = [2**power for power in range(sweep.default_jobs().bit_length())]
+    with tempfile.TemporaryDirectory() as folder, _output_in(folder):
+        for jobs in counts:
+            yield in_turn(speed.BY_PROCESSORS, {OURS: training(jobs)}, 3, units=networks, size=jobs)
+
+
+def profiles() -> Iterator[Rows]:
+    jobs = sweep.default_jobs()
+    for profile, ways in (
+        ("smoke", {"one processor": 1, OURS: jobs, "again": jobs}),
+        ("quick", {OURS: jobs, "again": jobs}),
+    ):
+        folders: dict[int, Any] = {count: tempfile.TemporaryDirectory() for count in ways.values()}
+        for way, count in ways.items():
+            command = [sys.executable, "-m", "isorepro.cli", "reproduce", "--profile", profile]
+            with _output_in(folders[count].name):
+                started = time.perf_counter()
+                done = subprocess.run([*command, "--jobs", str(count)], capture_output=True, text=True)
+                seconds = time.perf_counter() - started
+            if done.returncode:
+                sys.exit(f"error: the profile {profile} failed:\n{done.stderr}")
+            manifest = json.loads(Path(folders[count].name, profile, "manifest.json").read_text())
+            records = manifest["notebooks"].values()
+            yield [
+                {
+                    "measure": f"profile {profile}",
+                    "way": way,
+                    "size": count,
+                    "round": 0,
+                    "seconds": seconds,
+                    "processor_seconds": sum(record["cpu_seconds"] for record in records),
+                    "bytes": max(record["peak_memory_mib"] for record in records) * 2**20,
+                }
+            ]
+        for folder in folders.values():
+            folder.cleanup()
+
+
+class _output_in:
+    """Let all products go to another folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        self.before = os.environ.get("ISOREPRO_OUTPUT")
+        os.environ["ISOREPRO_OUTPUT"] = self.folder
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.pop("ISOREPRO_OUTPUT")
+        if self.before is not None:
+            os.environ["ISOREPRO_OUTPUT"] = self.before
+
+
+PARTS: dict[str, Callable[[], Iterator[Rows]]] = {
+    part.__name__: part
+    for part in (
+        *(training_step, against_released, by_batch, memory, torus_step),
+        *(fgsm_curve, pgd_curve, autoattack_curve, by_processors, profiles),
+    )
+}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts; print, record nothing")
+    parser.add_argument("--memory", nargs=2, metavar=("WAY", "IMAGES"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    measured: dict[str, object] = {
-        "machine": f"{platform.machine()}, {platform.system()}, torch {torch.__version__}, one thread",
-        "training_step": training_step(),
-        "pgd_curve": pgd_curve(),
-        "class_blocks": class_blocks(),
-        "autoattack_curve": autoattack_curve(),
+    if given.memory:
+        way, count = given.memory
+        (our_steps if way == OURS else released_steps)(int(count), 20)()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        return
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        say(f"other work is going on (load {load:.1f}): the ratios hold, the seconds are too long")
+    started, measured = time.perf_counter(), Rows()
+    for name in given.only or PARTS:
+        say(f"{name} ({time.perf_counter() - started:.0f} s gone)")
+        for rows in PARTS[name]():
+            measured += rows
+    record = {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": provenance.commit(),
+        "processor": provenance.processor(),
+        "processors": sweep.default_jobs(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "load_before": round(load, 2),
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+        "measured": measured,
     }
-    text = json.dumps(measured, indent=2)
-    print(text)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text + "\n")
+    if not given.only:
+        rows = ",\n  ".join(json.dumps(row) for row in measured)
+        head = json.dumps({name: value for name, value in record.items() if name != "measured"}, indent=1)
+        paths.write_atomically(speed.RECORD, f'{head[:-2]},\n "measured": [\n  {rows}\n ]\n}}\n')
+        say(f"recorded in {speed.RECORD}")
+    print(speed.ratio_table(speed.ratios(speed.as_table(record))).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def _build(planned: Plan) -> Path:
 
 def assemble(planned: Plan, folder: Path) -> None:
     """Lay out the sources of a run's book in a folder: pages, executed notebooks, library source, results."""
+    from isorepro import speed  # with matplotlib, which only a build needs
+
     shutil.copytree(SOURCES, folder)
     shutil.copytree(paths.ROOT / "isorepro", folder / "isorepro", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "notebooks").mkdir()
@@ -74,6 +76,7 @@ def assemble(planned: Plan, folder: Path) -> None:
         nbformat.write(_as_page(page, notebook, planned, record), folder / "notebooks" / f"{notebook}.ipynb")
     shutil.copytree(planned.folder / "results", folder / "results")
     claim_pages.write(planned.folder / "results", folder)
+    speed.write(folder)
     # The results are linked from the pages as files of the site as well.
     shutil.copytree(folder / "results", folder / "_extra" / "results")
     config = yaml.safe_load((folder / "_config.yml").read_text())

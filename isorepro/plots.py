@@ -1075,6 +1075,92 @@ def label_trees(trees: Mapping[str, Sequence[Sequence[Sequence[int]]]], *, narro
     return figure
 
 
+def evening(bought: pd.DataFrame, *, ours: str, hours: float, narrow: bool = False) -> Figure:
+    """Draw how many things two ways do in some hours: a row for each thing, two points on a log axis.
+
+    Args:
+        bought: rows of :func:`isorepro.speed.evening`.
+        ours: the way drawn filled; the other way of each thing is named.
+        hours: their number, for the axis.
+        narrow: for a phone.
+    """
+    things = list(bought["counted"].drop_duplicates())
+    figure = Figure(figsize=(NARROW if narrow else WIDE, (0.95 if narrow else 0.8) * len(things) + 0.7))
+    axes = figure.subplots()
+    small = 8 if narrow else 9
+    for place, thing in enumerate(things):
+        rows = bought[bought["counted"] == thing].set_index("way")
+        (other,) = set(rows.index) - {ours}
+        here, there = rows.loc[ours], rows.loc[other]
+        axes.plot(
+            [there["mean"], here["mean"]], [place, place], color=GRID, lw=5, solid_capstyle="round", zorder=1
+        )
+        for row, face in ((here, HELD), (there, PAPER)):
+            axes.plot([row["low"], row["high"]], [place, place], color=HELD, lw=1.2)
+            axes.plot(row["mean"], place, "o", color=HELD, markerfacecolor=face, markersize=7)
+        middle = float(np.sqrt(here["mean"] * there["mean"]))
+        above: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": small}
+        axes.annotate(f"{here['mean'] / there['mean']:.1f} ×", (middle, place), (0, 10), ha="center", **above)
+        axes.annotate(other, (there["mean"], place), (-8, 0), ha="right", color=MUTED, **above)
+        axes.annotate(f"{here['mean']:,.0f}", (here["mean"], place), (8, 0), ha="left", weight="bold", **above)
+        if narrow:
+            title = thing.replace("\n", " ")
+            axes.annotate(
+                title, (0, place), (0, 22), xycoords=("axes fraction", "data"), ha="left", weight="bold", **above
+            )
+    low, high = bought["mean"].min(), bought["mean"].max()
+    axes.set(xscale="log", xlim=(low / (12 if narrow else 5), high * (6 if narrow else 3)))
+    axes.set_xlabel(f"how many in {hours:g} hours")
+    axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.set_ylim(len(things) - 0.5, -0.75 if narrow else -0.5)
+    axes.set_yticks([] if narrow else range(len(things)), labels=[] if narrow else things)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.minorticks_off()
+    return figure
+
+
+def scaling(grown: pd.DataFrame, *, panels: Mapping[str, Sequence[str]], narrow: bool = False) -> Figure:
+    """Draw how the time of a step or a network grows with images, batch and processors.
+
+    Args:
+        grown: rows of :func:`isorepro.speed.scaling`.
+        panels: the three measures, in the order images, batch, processors, with their ways; the first way of each
+            is this book's.
+        narrow: panels below each other.
+    """
+    figure, grid = _panels(3, columns=1 if narrow else 3, height=2.6, narrow=narrow)
+    labels = ("training images", "images of a batch", "processors")
+    for axes, label, (measure, ways) in zip(grid.flat, labels, panels.items(), strict=True):
+        per_network = label == "processors"
+        for way, colour, marker, face in zip(ways, (HELD, FOOLED), "os", (PAPER, FOOLED), strict=False):
+            line = grown[(grown["measure"] == measure) & (grown["way"] == way)].sort_values("size")
+            low, mean, high = ((1 if per_network else 1e3) * line[name] for name in ("low", "mean", "high"))
+            axes.fill_between(line["size"], low, high, color=colour, alpha=0.16, lw=0)
+            axes.plot(line["size"], mean, marker=marker, color=colour, markerfacecolor=face, label=way)
+            if way == ways[0] and label != "training images":
+                fixed, power = (0, -1) if per_network else (-1, 2)
+                x = np.geomspace(line["size"].min(), line["size"].max(), 50)
+                guide = mean.iloc[fixed] * (x / line["size"].iloc[fixed]) ** power
+                seen = guide > mean.min() / 3
+                axes.plot(x[seen], guide[seen], color=MUTED, linestyle=(0, (1, 2)), lw=1.2)
+        sizes = sorted(grown.loc[grown["measure"] == measure, "size"].unique())
+        # As many as have room.
+        sizes = sizes[:: -(-len(sizes) // 5)]
+        axes.set_xlabel(label)
+        if per_network:
+            axes.set(ylabel="seconds per network", ylim=(0, None))
+        else:
+            axes.set(ylabel="milliseconds per step", xscale="log", yscale="log")
+            axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+            axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+            axes.margins(y=0.15)
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8.5, ncols=1)
+        axes.set_xticks(sizes, labels=[f"{size / 1000:g}k" if size >= 2000 else f"{size:g}" for size in sizes])
+        axes.minorticks_off()
+    return figure
+
+
 def _parents(order: Sequence[int], level: Sequence[Sequence[int]]) -> list[list[int]]:
     """Return the groups of a level in the order of their first member."""
     return sorted((sorted(group, key=list(order).index) for group in level), key=lambda g: list(order).index(g[0]))

@@ -51,10 +51,10 @@ def _manifest(planned: Plan, records: dict[str, dict[str, Any]]) -> dict[str, An
         "overrides": planned.overrides,
         "seeds": sorted(seeds),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or "not a git checkout",
+        "commit": commit(),
         "uncommitted_changes": bool(_git("status", "--porcelain")),
         "processors": os.cpu_count(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": 1,  # of every process that computes
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "system": platform.platform(),
@@ -163,7 +163,13 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _processor() -> str:
+def commit() -> str:
+    """Return the commit of the repository, or that it is no git checkout."""
+    return _git("rev-parse", "HEAD") or "not a git checkout"
+
+
+def processor() -> str:
+    """Return the name of the processor, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -40,12 +40,13 @@ class Results:
     Args:
         notebook: the notebook's name without suffix.
         run: the run's folder; None for the one that executes the notebook.
+        run_id: what tells in every file where its numbers come from; None for the run that executes the notebook.
     """
 
-    def __init__(self, notebook: str, run: Path | None = None) -> None:
+    def __init__(self, notebook: str, run: Path | None = None, run_id: str | None = None) -> None:
         self._executed = run is not None or RUN in os.environ
         self._library_shown = False
-        self._id = os.environ.get(RUN_ID, "interactive")
+        self._id = run_id or os.environ.get(RUN_ID, "interactive")
         run = run or Path(os.environ.get(RUN, paths.output() / "interactive"))
         self.notebook = notebook
         self.folder = run / "results" / notebook
