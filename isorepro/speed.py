@@ -256,11 +256,11 @@ def write(draft: Path, record: Path = RECORD) -> None:
         caption="How times grow. Left: a training step (batch of 100) against the number of training images; the "
         "released design looks distances up among those of all pairs. Middle: a step of this book against the "
         "batch, with and without the isometry term, which compares all pairs of a batch (dotted: growth with the "
-        "square). Right: time per network against the processors used (dotted: in proportion). Lines: means; bands: 95 % "
-        f"intervals over repeated measurements. One thread in each process; {machine}.",
+        "square). Right: time per network against the processors used (dotted: in proportion). Lines: means; "
+        f"bands: 95 % intervals over repeated measurements. One thread in each process; {machine}.",
         alt="Three panels, the first two with logarithmic axes. The released design's step grows with the number "
-        "of images; this book's stays level. With the batch both lines grow, the one with the term faster for large "
-        "batches. With more processors the time per network falls.",
+        "of images; this book's stays level. With the batch both lines grow, the one with the term faster for "
+        "large batches. With more processors the time per network falls.",
     )
     steps = grown[(grown["measure"] == BY_IMAGES) & (grown["way"] == OURS)].set_index("size")["mean"]
     numbers: dict[str, float | int | str] = {

@@ -12,7 +12,7 @@ from pyautoattack.square import SquareAttack
 from scipy import stats
 from torch import Tensor, nn
 
-from isorepro import attacks, data, ensemble
+from isorepro import attacks, data, ensemble, robustness
 from isorepro.errors import InputError
 from isorepro.models import Stack
 from isorepro.training import TrainedModel, TrainingConfig
@@ -227,6 +227,19 @@ def test_curves_hold_every_attack_and_the_worst_case_is_below_all_in_the_ball(ta
     assert worst.loc[0.5] == 0
     assert wide["corrected", "uniform noise"].loc[0.03] > worst.loc[0.03]
     assert table["images"].eq(40).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_same_curves_within_two_images(trained: TrainedModel) -> None:
+    options = {"epsilons": [0.03, 0.08], "pgd_steps": 8}
+    config = TrainingConfig(**trained.config.model_dump() | {"device": "cuda"})
+    there = TrainedModel(config, copy.deepcopy(trained.model), trained.history, trained.seconds)
+    for measure in (
+        partial(robustness.curves, test_size=400, **options),
+        partial(lambda model, **more: ensemble.curves(model, model, **more), images=40, **options, **SHORT),
+    ):
+        here, found = measure(trained), measure(there)
+        assert (here["images"] * (here["accuracy"] - found["accuracy"])).abs().max() <= 2.01
 
 
 def test_curves_are_those_of_the_attacks_one_by_one(trained: TrainedModel, table: pd.DataFrame) -> None:

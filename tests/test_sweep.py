@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from isorepro import health, paths, robustness, stacks, sweep
+from isorepro import ensemble, health, paths, robustness, stacks, sweep
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, TrainingConfig, train
 
@@ -110,7 +110,16 @@ def test_hierarchies_that_differ_are_a_column_of_text() -> None:
     assert "hierarchy" not in sweep.histories(models[1:]).columns
 
 
-def test_parallel_serial_and_kept_networks_have_the_same_bits(cache: Path) -> None:
+def in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sweeps with several jobs start workers at once, as if every task took longer than that."""
+    monkeypatch.setattr(sweep, "_workers_run", [])
+    monkeypatch.setattr(sweep, "START_UP", -1.0)
+
+
+def test_parallel_serial_and_kept_networks_have_the_same_bits(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_workers(monkeypatch)
     parallel = sweep.train_all(CONFIGS, jobs=2)
     written = files(cache)
     kept = sweep.train_all(CONFIGS, jobs=2)
@@ -124,6 +133,24 @@ def test_parallel_serial_and_kept_networks_have_the_same_bits(cache: Path) -> No
         assert same(one, two)
         assert same(one, three)
         assert same(one, train(config))
+
+
+def test_attacks_and_their_tables_have_the_same_bits_whatever_the_number_of_processes(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = sweep.train_all(CONFIGS, jobs=1)
+    in_workers(monkeypatch)
+    made: list[tuple[dict[str, bytes], bytes]] = []
+    for jobs in (1, 2, 3):
+        curves = sweep.measure(models, robustness.curves, jobs=jobs, epsilons=EPSILONS, pgd_steps=4, test_size=100)
+        options = {"epsilons": EPSILONS, "images": 12, "pgd_steps": 4, "iterations": 5, "queries": 30}
+        beside = ensemble.sources(models)
+        attacked = sweep.measure(models, ensemble.curves, beside=beside, jobs=jobs, **options)
+        kept = {path.name: path.read_bytes() for path in (cache / "tables").glob("[!.]*")}
+        made.append((kept, (curves.to_csv() + attacked.to_csv()).encode()))
+        shutil.rmtree(cache / "tables")
+    assert len(made[0][0]) == 8
+    assert made[0] == made[1] == made[2]
 
 
 def test_equal_networks_are_trained_once_and_returned_under_the_config_asked_for(cache: Path) -> None:
@@ -265,8 +292,7 @@ def test_a_sweep_uses_the_processors_it_is_given_while_it_runs(
 ) -> None:
     share = tmp_path / "share"
     monkeypatch.setenv(sweep.SHARE, str(share))
-    monkeypatch.setattr(sweep, "_workers_run", [])
-    monkeypatch.setattr(sweep, "START_UP", -1.0)  # as if every task took longer than workers take to start
+    in_workers(monkeypatch)
     share.write_text("1")
     tasks: dict[str, sweep.Task] = {str(number): (os.getpid, (), {}) for number in range(5)}
     finished = sweep._finished(iter(tasks.items()), 5)
