@@ -5,6 +5,8 @@ Each time the driver gets SIGKILL, which no program can answer, and the same com
 * every table is, byte for byte, that of the run left alone;
 * no trained network and no measurement that was finished has been made again;
 * no file that was read was half written: the program tells of a damaged file, and must not have told of any.
+
+Then two runs at once share one folder, and both must come to the same tables.
 """
 
 import argparse
@@ -46,45 +48,59 @@ def tables(output: Path, profile: str) -> dict[str, bytes]:
     }
 
 
+def differing(one: Path, other: Path, profile: str) -> list[str]:
+    """Return the names of tables that are not the same bytes, or not there, in both."""
+    first, second = tables(one, profile), tables(other, profile)
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=20, help="how often a run is killed")
     parser.add_argument("--profile", default="smoke", help="what is run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
     moments = random.Random(given.seed)
+    faults: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        alone, killed = Path(folder, "alone"), Path(folder, "killed")
+        alone, twice = Path(folder, "alone"), Path(folder, "twice")
         started = time.monotonic()
         finish(start(alone, given.profile))
         whole = time.monotonic() - started
         print(f"left alone: {whole:.0f} s, {len(kept(alone))} results kept", flush=True)
-        before: dict[Path, int] = {}
-        said, again, ended = "", 0, 0
-        for number in range(1, given.kills + 1):
+        kills, finished, again, said = 0, 0, 0, ""
+        while kills < given.kills or not finished:
+            # A run that came to its end is compared, and the next ones begin from nothing.
+            killed = Path(folder, f"killed-{finished}")
+            before = kept(killed)
             run = start(killed, given.profile)
-            # Most kills fall into the work that is left; a few find the run at its end.
             moment = moments.uniform(1, whole / 3)
             try:
-                run.wait(moment)
-                ended += 1
+                run.wait(moment if kills < given.kills else None)
             except subprocess.TimeoutExpired:
                 run.kill()
-            said += run.communicate()[0]
+                kills += 1
+                said += run.communicate()[0]
+            else:
+                said += finish(run)
+                finished += 1
+                moment = float("nan")
+                faults += differing(alone, killed, given.profile)
             now = kept(killed)
             again += sum(now.get(path) != written for path, written in before.items())
-            before = now
-            print(f"kill {number:2}: after {moment:4.1f} s, {len(now)} results kept", flush=True)
-        said += finish(start(killed, given.profile))
-        now = kept(killed)
-        again += sum(now.get(path) != written for path, written in before.items())
-        one, other = tables(alone, given.profile), tables(killed, given.profile)
-        differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    print(f"runs that had ended before their kill: {ended} of {given.kills}")
-    print(f"tables that differ: {', '.join(differing) or 'none'}, of {len(one)}")
+            told = f"kill {kills:2}: after {moment:4.1f} s" if moment == moment else "came to its end"
+            print(f"{told}, {len(now)} results kept", flush=True)
+        runs = [start(twice, given.profile) for _ in range(2)]
+        for run in runs:
+            said += finish(run)
+        apart = differing(alone, twice, given.profile)
+        count = len(tables(alone, given.profile))
+    print(f"killed {kills} times, came to an end {finished} times")
+    print(f"tables that differ after kills: {', '.join(faults) or 'none'}, of {count}")
+    print(f"tables that differ of two runs at once on one cache: {', '.join(apart) or 'none'}, of {count}")
     print(f"finished results made again: {again}")
     print(f"damaged files told of: {said.count('is damaged')}")
-    if differing or again or "is damaged" in said:
+    if faults or apart or again or "is damaged" in said:
         sys.exit(1)
 
 
