@@ -394,9 +394,10 @@ def pgd_curve(
     """Attack by :func:`pgd` at growing radii, each ball attacked from where the path in the smaller one ended.
 
     The smallest ball gets all steps from a random start. In each larger one the images still standing get a
-    quarter of the steps from the end of the last path, moved outwards in proportion to the radius, and those that
-    withstand another quarter from a random start. On the paper's networks this leaves as many images standing as
-    all steps from a random start at each radius, or a few less, for half the gradients or fewer.
+    quarter of the steps from the end of the last path, moved outwards in proportion to the radius; those that
+    withstand, another quarter from a random start; and once no more than a tenth of a batch is left, all steps
+    from a random start. On the paper's networks this leaves as many images standing as all steps from a random
+    start at each radius, or a few less, for less than half the gradients.
 
     Args:
         model, images, labels, objective, bounds: as for :func:`pgd`.
@@ -415,22 +416,20 @@ def pgd_curve(
     curve = torch.zeros(len(epsilons), len(images), dtype=torch.bool, device=images.device)
     attack = partial(pgd, model, objective=objective, seed=seed, bounds=bounds)
     for standing in correct_predictions(model, images, labels).nonzero().squeeze(1).split(batch_size):
-        end, last = images[standing], 0.0
+        end, last, attacked = images[standing], 0.0, len(standing)
         for row, epsilon in zip(curve, epsilons, strict=True):
-            starts: list[tuple[int, Tensor | None]] = [(steps, None)]
+            # Steps, where they start, and the share of the batch up to which they are taken.
+            tries: list[tuple[int, Tensor | None, float]] = [(steps, None, 1.0)]
             if last:
                 x, few = images[standing], math.ceil(steps / 4)
-                starts = [(few, x + (end - x) * (epsilon / last)), (few, None)]
-            for count, start in starts:
-                x, y = images[standing], labels[standing]
-                end, last = attack(x, y, epsilon=epsilon, steps=count, start=start), epsilon
-                stands = correct_predictions(model, end, y)
-                standing, end = standing[stands], end[stands]
-                if not len(standing):
-                    break
+                tries = [(few, x + (end - x) * (epsilon / last), 1.0), (few, None, 1.0), (steps, None, 0.1)]
+            for count, start, share in tries:
+                if 0 < len(standing) <= share * attacked:
+                    x, y = images[standing], labels[standing]
+                    end, last = attack(x, y, epsilon=epsilon, steps=count, start=start), epsilon
+                    stands = correct_predictions(model, end, y)
+                    standing, end = standing[stands], end[stands]
             row[standing] = True
-            if not len(standing):
-                break
     return curve
 
 
