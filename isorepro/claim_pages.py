@@ -26,7 +26,7 @@ def write(results: Path, draft: Path) -> None:
     Args:
         results: the run's ``results``.
         draft: the folder the book is laid out in: it gets ``glance.md``, ``overview.md`` and ``claims.md`` in
-            ``_claims``, and the verdicts as tables, ``results/claims/verdicts.csv`` and ``results/claims/overall.csv``.
+            ``_claims``, and the verdicts as tables, ``verdicts.csv`` and ``overall.csv`` in ``results/claims``.
 
     Raises:
         InputError: as :func:`isorepro.claims.load` and :func:`isorepro.claims.verdicts`.
