@@ -25,8 +25,8 @@ def write(results: Path, draft: Path) -> None:
 
     Args:
         results: the run's ``results``.
-        draft: the folder the book is laid out in: it gets ``_claims/overview.md`` and ``_claims/claims.md``, and
-            the verdicts as tables, ``results/claims/verdicts.csv`` and ``results/claims/overall.csv``.
+        draft: the folder the book is laid out in: it gets ``glance.md``, ``overview.md`` and ``claims.md`` in
+            ``_claims``, and the verdicts as tables, ``verdicts.csv`` and ``overall.csv`` in ``results/claims``.
 
     Raises:
         InputError: as :func:`isorepro.claims.load` and :func:`isorepro.claims.verdicts`.
@@ -36,6 +36,7 @@ def write(results: Path, draft: Path) -> None:
     summed = claims.overall(ledger, judged)
     for name, table in {"verdicts": judged, "overall": summed}.items():
         paths.write_atomically(draft / "results" / "claims" / f"{name}.csv", table.to_csv(index=False))
+    paths.write_atomically(draft / "_claims" / "glance.md", glance(ledger, judged, summed))
     paths.write_atomically(draft / "_claims" / "overview.md", overview(ledger, judged, summed))
     paths.write_atomically(draft / "_claims" / "claims.md", every_claim(ledger, judged, summed))
 
@@ -50,8 +51,22 @@ def badge(verdict: str) -> str:
     return f'<span class="isorepro-verdict isorepro-{_CLASSES[verdict]}">{symbol} {verdict}</span>'
 
 
+def glance(ledger: Ledger, judged: pd.DataFrame, summed: pd.DataFrame) -> str:
+    """Return the table of the front page: claim, verdict and the numbers behind it, a short row each."""
+    rows = []
+    for claim, row in zip(ledger.claims, summed.to_dict("records"), strict=True):
+        link = f"{{ref}}`{claim.title} <claim-{claim.id.lower()}>`"
+        numbers = []
+        for label, text in claims.glance(ledger, claim, judged).items():
+            effect, _, interval = text.partition(" (")
+            told = f" <span class='isorepro-interval'>({interval}</span>" if interval else ""
+            numbers.append(_unbroken(f"{label} **{effect}**{told}"))
+        rows.append([link, _badge(row["verdict"]), "\n\n".join(numbers) or "–"])
+    return _table("isorepro-glance", ["Claim", "Verdict", "The number behind it"], rows)
+
+
 def overview(ledger: Ledger, judged: pd.DataFrame, summed: pd.DataFrame) -> str:
-    """Return the table of the front page: claim, verdict and strongest evidence, a row each."""
+    """Return the table with the strongest evidence: claim, verdict and evidence, a row each."""
     rows = []
     for claim, row in zip(ledger.claims, summed.to_dict("records"), strict=True):
         link = f"{{ref}}`{claim.id}.\u00a0{claim.title} <claim-{claim.id.lower()}>`"

@@ -162,13 +162,18 @@ class Statement(Config):
 
 
 class Claim(Config):
-    """A claim of the paper, in our words: where it stands, its statements, and the ones shown in short tables."""
+    """A claim of the paper, in our words: where it stands, its statements, and the ones shown in short tables.
+
+    ``headline`` names those of the table with all the evidence, ``glance`` those of the front page, each under the
+    few words that tell what it is.
+    """
 
     id: str = Field(pattern=r"^C[1-9]$")
     title: str = Field(min_length=1)
     text: str = Field(min_length=1)
     where: str = Field(min_length=1)
     headline: tuple[str, ...] = Field(min_length=1)
+    glance: dict[str, str] = Field(min_length=1)
     statements: tuple[Statement, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -177,9 +182,10 @@ class Claim(Config):
         found = [statement.id for statement in self.statements]
         if found != wanted:
             raise ValueError(f"statements must be numbered {wanted[0]} to {wanted[-1]}, found {', '.join(found)}")
-        for name in self.headline:
-            if name not in found:
-                raise ValueError(f"headline must name statements of the claim, found '{name}'")
+        for field, names in {"headline": self.headline, "glance": self.glance.values()}.items():
+            for name in names:
+                if name not in found:
+                    raise ValueError(f"{field} must name statements of the claim, found '{name}'")
         return self
 
 
@@ -404,6 +410,17 @@ def evidence(ledger: Ledger, claim: Claim, judged: pd.DataFrame) -> dict[str, st
         test, row = ledger.statement(name).test, by_name[name]
         if test is not None and row["verdict"] != UNTESTED:
             texts[name] = f"{test.effect}: {test.shown(row['effect'], row['low'], row['high'])}"
+    return texts
+
+
+def glance(ledger: Ledger, claim: Claim, judged: pd.DataFrame) -> dict[str, str]:
+    """Return the few effects that the front page shows of a claim, by what they are; tested ones only."""
+    by_name = {row["statement"]: row for row in judged.to_dict("records")}
+    texts = {}
+    for label, name in claim.glance.items():
+        test, row = ledger.statement(name).test, by_name[name]
+        if test is not None and row["verdict"] != UNTESTED:
+            texts[label] = test.shown(row["effect"], row["low"], row["high"])
     return texts
 
 

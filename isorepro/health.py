@@ -392,6 +392,23 @@ STAGES = {
 """From the paper's curve to the strongest attack: protocol and attack → what figures call them."""
 
 
+def gap(summary: pd.DataFrame, beta: float) -> pd.DataFrame:
+    """Return what a weak and a strong evaluation make of cross-entropy and of one network in the raw form.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by protocol, attack, form, beta and epsilon.
+        beta: weight of the network wanted; the nearest (by ratio) above 0 is taken.
+
+    Returns:
+        The rows of FGSM as released and of the worst case, of these two networks.
+    """
+    raw = summary[(summary["form"] == "raw") | (summary["beta"] == 0)]
+    weights = raw.loc[raw["beta"] > 0, "beta"].unique()
+    nearest = min(weights, key=lambda weight: abs(math.log(weight / beta)))
+    weak = (raw["protocol"] == RELEASED) & (raw["attack"] == FGSM)
+    return raw[raw["beta"].isin([0.0, nearest]) & (weak | (raw["attack"] == WORST_CASE))]
+
+
 def key_numbers(table: pd.DataFrame, epsilon: float) -> dict[str, float | str]:
     """Return the numbers that the pages' prose quotes.
 

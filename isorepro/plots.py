@@ -103,6 +103,45 @@ def robustness_curves(summary: pd.DataFrame, *, chance: float, narrow: bool = Fa
     return figure
 
 
+def gap(summary: pd.DataFrame, *, protocols: Mapping[str, str], chance: float, narrow: bool = False) -> Figure:
+    """Draw the classification rate against ε under a weak and a strong evaluation, and shade what lies between.
+
+    Args:
+        summary: rows by attack, beta and epsilon, with ``mean``, ``low`` and ``high`` in [0, 1], of cross-entropy
+            and one other weight.
+        protocols: the weak attack's name and then the strong one's, each with the words that its lines get.
+        chance: the accuracy of guessing.
+        narrow: for a phone.
+    """
+    figure = Figure(figsize=(NARROW, 3.7) if narrow else (5.4, 4.3))
+    axes = figure.subplots()
+    drawn = summary[summary["epsilon"] > 0]
+    plain, isometric = sorted(drawn["beta"].unique())
+    axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+    _beyond_attack_limit(axes)
+    weak, strong = (
+        drawn[(drawn["attack"] == attack) & (drawn["beta"] == isometric)].sort_values("epsilon")
+        for attack in protocols
+    )
+    axes.fill_between(weak["epsilon"], strong["mean"], weak["mean"], color=HELD, alpha=0.13, lw=0)
+    dashes = ((0, (4, 1.5)), "-")
+    for (attack, words), dash in zip(protocols.items(), dashes, strict=True):
+        for beta, colour in ((plain, FOOLED), (isometric, HELD)):
+            line = drawn[(drawn["attack"] == attack) & (drawn["beta"] == beta)].sort_values("epsilon")
+            axes.fill_between(line["epsilon"], line["low"], line["high"], color=colour, alpha=0.16, lw=0)
+            label = f"{beta_name(beta)}, {words}"
+            axes.plot(line["epsilon"], line["mean"], color=colour, linestyle=dash, marker="o", ms=3.5, label=label)
+    axes.set(
+        xscale="log", ylim=(-0.02, 1.02), ylabel="classification rate", xlabel="ε, L∞ radius on pixels in [0, 1]"
+    )
+    ticks = [0.02, 0.05, 0.1, 0.2, 0.5]
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.annotate("chance", (drawn["epsilon"].min(), chance + 0.015), color=MUTED, fontsize=8.5)
+    _legend(figure, 2)
+    return figure
+
+
 def attack_stages(summary: pd.DataFrame, differences: pd.DataFrame, *, narrow: bool = False) -> Figure:
     """Draw accuracy under attacks of growing strength, and its difference to cross-entropy: a row for each attack.
 

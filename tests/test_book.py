@@ -342,11 +342,18 @@ def test_the_book_shows_the_verdicts_on_the_claims(run: Path, browser: Browser, 
         assert text.startswith(f"{row['statement']} ")
         assert row["protocol"] in text.replace("\u00a0", " ")
         assert text.strip().endswith(f"{claims.SYMBOLS[row['verdict']]} {row['verdict']}")
-    page.goto(f"{site}/index.html")
     rows = page.locator("table.isorepro-overview tbody tr").all_inner_texts()
-    for row, text in zip(claims.overall(ledger, judged).to_dict("records"), rows, strict=True):
+    overall = claims.overall(ledger, judged).to_dict("records")
+    for row, text in zip(overall, rows, strict=True):
         assert row["title"] in text
         assert f"{claims.SYMBOLS[row['verdict']]} {row['told']}" in text.replace("\u00a0", " ")
+    page.goto(f"{site}/index.html")
+    rows = page.locator("table.isorepro-glance tbody tr").all_inner_texts()
+    for claim, row, text in zip(ledger.claims, overall, rows, strict=True):
+        assert row["title"] in text
+        assert f"{claims.SYMBOLS[row['verdict']]} {row['verdict']}" in text
+        numbers = claims.glance(ledger, claim, judged)
+        assert all(f"{label} {number}" in text.replace("\u00a0", " ") for label, number in numbers.items())
     context.close()
 
 

@@ -44,6 +44,7 @@ def content(*tests: dict[str, Any] | None, protocols: tuple[str, ...] = ("as rel
         for number, test in enumerate(tests, start=1)
     ]
     claim = {"id": "C1", "title": "A claim", "text": "It is so.", "where": "abstract", "headline": ["C1.1"]}
+    claim["glance"] = {"as seen": "C1.1"}
     return {"claims": [claim | {"statements": statements}]}
 
 
@@ -318,6 +319,7 @@ TEST = (*STATEMENT, "test")
         ((*STATEMENT, "test"), "FGSM", "statement C1.1, test: must map names to values, not be 'FGSM'"),
         ((*STATEMENT, "id"), "C1.2", "claim C1: .*numbered C1.1 to C1.1, found C1.2"),
         ((*CLAIM, "headline"), ["C2.1"], "claim C1: .*headline must name statements of the claim, found 'C2.1'"),
+        ((*CLAIM, "glance"), {"x": "C2.1"}, "claim C1: .*glance must name statements of the claim, found 'C2.1'"),
         ((*CLAIM, "headline"), None, "claim C1, headline: must be a list, not None"),
         ((*CLAIM, "statements"), [], "claim C1: Claim.statements"),
         (("claims",), "none", "claims.yml, claims: must be a list, not 'none'"),
@@ -377,6 +379,10 @@ def test_the_pages_say_every_statement_its_effect_its_limit_and_its_reason(ledge
     shown = claim_pages.overview(given, judged, summed)
     assert "{ref}`C1.\u00a0A claim <claim-c1>`" in shown
     assert "+23.0\u00a0points (+20.2 to +25.8)" in shown
+    short = claim_pages.glance(given, judged, summed)
+    assert "{ref}`A claim <claim-c1>`" in short
+    assert "as seen **+23.0\u00a0points** <span class='isorepro-interval'>(+20.2 to +25.8)</span>" in short
+    assert "under as released" not in short
 
 
 def test_a_badge_tells_its_verdict_by_words_and_symbol_too() -> None:

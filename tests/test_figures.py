@@ -78,6 +78,28 @@ def test_robustness_curves_draw_the_table(narrow: bool) -> None:
 
 
 @pytest.mark.parametrize("narrow", [False, True])
+def test_the_gap_is_shaded_between_what_two_attacks_leave_of_one_network(narrow: bool) -> None:
+    table = summary([0.0, 0.1])
+    strong = table["attack"] == "PGD"
+    table.loc[strong, ["mean", "low", "high"]] -= 0.05
+    with style.house_style():
+        figure = plots.gap(table, protocols={"FGSM": "weak", "PGD": "strong"}, chance=0.1, narrow=narrow)
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.lines if line.get_label().startswith(("CE", "β"))}
+    assert list(lines) == ["CE, weak", "β\u00a0=\u00a00.1, weak", "CE, strong", "β\u00a0=\u00a00.1, strong"]
+    for label, line in lines.items():
+        expected = table[(table["epsilon"] > 0) & (table["beta"] == (0.1 if "0.1" in label else 0))]
+        expected = expected[expected["attack"] == ("FGSM" if "weak" in label else "PGD")]
+        assert line.get_xdata().tolist() == expected["epsilon"].tolist()
+        assert line.get_ydata().tolist() == pytest.approx(expected["mean"].tolist())
+    # The first shaded area is the gap: its corners are the points of both lines of the isometric network.
+    corners = {tuple(np.round(corner, 9)) for corner in axes.collections[0].get_paths()[0].vertices}
+    for label in ("weak", "strong"):
+        line = lines[f"β\u00a0=\u00a00.1, {label}"]
+        assert {tuple(np.round(point, 9)) for point in line.get_xydata()} <= corners
+
+
+@pytest.mark.parametrize("narrow", [False, True])
 def test_many_attacks_have_small_panels_that_share_their_labels(narrow: bool) -> None:
     one = summary([0.0, 1.0]).query("protocol == 'corrected'")
     table = pd.concat([one.assign(attack=f"attack {number}") for number in range(7)])

@@ -336,6 +336,18 @@ def test_key_numbers_are_those_worked_out_by_hand() -> None:
         health.key_numbers(seeds_table().query("beta == 0"), 0.08)
 
 
+def test_the_gap_takes_a_weak_and_the_strongest_attack_and_the_nearest_weight() -> None:
+    raw = seeds_table().assign(form="raw")
+    # Of the normalised form there is a weight that is nearer.
+    table = pd.concat([raw, raw[raw["beta"] == 0.1].assign(form="normalised", beta=0.5)])
+    found = health.gap(table, 0.5)
+    assert set(found["beta"]) == {0.0, 0.1}
+    assert set(health.gap(table, 5.0)["beta"]) == {0.0, 100.0}
+    kinds = set(found[["protocol", "attack"]].itertuples(index=False, name=None))
+    assert kinds == {("as released", "FGSM"), ("corrected", "worst case")}
+    assert not ((found["form"] != "raw") & (found["beta"] > 0)).any()
+
+
 def test_stages_go_from_the_released_attack_to_the_ensemble() -> None:
     staged = health.stages(seeds_table(), 0.08)
     assert list(staged["stage"].drop_duplicates()) == list(health.STAGES.values())
