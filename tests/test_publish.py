@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import tarfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,28 @@ def test_the_archive_becomes_an_asset_of_the_tags_release(archive: Path, exists:
         "release upload v1.2.3 archive/isorepro-v1.2.3-paper.tar.gz "
         "archive/isorepro-v1.2.3-paper.tar.gz.sha256 --clobber"
     )
+
+
+def test_the_citation_names_this_software_and_the_paper_as_the_other_files_do() -> None:
+    cited = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+    # What the format asks of every file, and of every work that one refers to.
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(cited)
+    assert (cited["version"], cited["license"], cited["type"]) == (
+        project["version"],
+        project["license"],
+        "software",
+    )
+    (paper,) = cited["references"]
+    assert {"type", "title", "authors"} <= set(paper)
+    readme = " ".join((paths.ROOT / "README.md").read_text().split())
+    authors = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
+    assert f"by {', '.join(authors[:-1])} and {authors[-1]}" in readme
+    assert f"doi.org/{paper['doi']}" in readme
+    (first,) = paper["identifiers"]
+    assert first["value"].replace(":", " ") in readme
+    entry = (paths.ROOT / "book/references.bib").read_text().partition("{beshkov2025,")[2].partition("\n}")[0]
+    assert f"doi = {{{paper['doi']}}}" in entry
+    assert f"title = {{{paper['title']}}}" in entry
+    assert f"year = {{{paper['year']}}}" in entry
