@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from isorepro import claim_pages, paths
+from isorepro import api_pages, claim_pages, paths
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
@@ -76,6 +76,7 @@ def assemble(planned: Plan, folder: Path) -> None:
         nbformat.write(_as_page(page, notebook, planned, record), folder / "notebooks" / f"{notebook}.ipynb")
     shutil.copytree(planned.folder / "results", folder / "results")
     claim_pages.write(planned.folder / "results", folder)
+    api_pages.write(folder)
     speed.write(folder)
     # The results are linked from the pages as files of the site as well.
     shutil.copytree(folder / "results", folder / "_extra" / "results")
