@@ -17,7 +17,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Foundations": ("errors", "paths", "progress", "stats", "claims"),
     "Data, networks and training": ("hierarchy", "data", "losses", "models", "training"),
     "Attacks and measures": (
-        *("attacks", "robustness", "geometry", "structure", "boundary", "stacks", "released", "ensemble", "health"),
+        *(
+            "attacks",
+            "robustness",
+            "geometry",
+            "structure",
+            "boundary",
+            "stacks",
+            "released",
+            "ensemble",
+            "health",
+        ),
     ),
     "Many networks": ("cluster", "sweep"),
     "Figures and tables": ("style", "tables", "plots", "results"),
@@ -58,7 +68,7 @@ def section(module: str, source: str) -> str:
 
 
 class _Names:
-    """What the names in a module stand for: ``isorepro.attacks.pgd`` for ``pgd``, ``torch.Tensor`` for ``Tensor``."""
+    """What the names in a module stand for, such as ``torch.Tensor`` for ``Tensor``."""
 
     def __init__(self, module: str, tree: ast.Module) -> None:
         self.module = f"isorepro.{module}"
@@ -98,7 +108,9 @@ class _Names:
 
         config = Config(napoleon_use_param=False, napoleon_custom_sections=[("Attributes", "params_style")])
         text = "\n".join(Docstring(docstring, config, what="function").lines())
-        text = re.sub(r"^:raises (\w+):", lambda found: f":raises {self.whole(found[1])}:", text, flags=re.MULTILINE)
+        text = re.sub(
+            r"^:raises (\w+):", lambda found: f":raises {self.whole(found[1])}:", text, flags=re.MULTILINE
+        )
         # Bars are absolute values here, not the substitutions of reStructuredText.
         text = re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", text)
         text = re.sub(r":(func|class|data|meth):`([\w.]+)`", self._link, text)
@@ -153,7 +165,13 @@ def _signature(node: ast.FunctionDef, names: _Names, *, bound: bool) -> str:
     arguments = copy.deepcopy(node.args)
     if bound:
         del arguments.args[0]
-    for found in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]:
+    for found in [
+        *arguments.posonlyargs,
+        *arguments.args,
+        *arguments.kwonlyargs,
+        arguments.vararg,
+        arguments.kwarg,
+    ]:
         if found is not None and found.annotation is not None:
             found.annotation = names.annotation(found.annotation)
     returns = f" -> {ast.unparse(names.annotation(node.returns))}" if node.returns else ""

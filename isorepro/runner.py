@@ -220,7 +220,18 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
     code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
     for about_running in (
-        *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "api_pages", "speed", "book", "cli"),
+        *(
+            "profiles",
+            "provenance",
+            "runner",
+            "reference",
+            "claims",
+            "claim_pages",
+            "api_pages",
+            "speed",
+            "book",
+            "cli",
+        ),
         "__init__",
     ):
         code.pop(about_running, None)
