@@ -8,6 +8,7 @@ import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from isorepro import paths
 
@@ -98,7 +99,8 @@ class _Names:
 
     def told(self, docstring: str, indent: int = 0) -> list[str]:
         """Return a docstring as lines of reStructuredText, its links in full names."""
-        from sphinx.ext.napoleon import Config, GoogleDocstring  # which only a build needs
+        from sphinx.ext.napoleon import Config  # which only a build needs
+        from sphinx.ext.napoleon.docstring import GoogleDocstring
 
         class Docstring(GoogleDocstring):
             # The text before a colon is no type here, but part of a sentence.
@@ -106,7 +108,7 @@ class _Names:
                 told = self._dedent(self._consume_to_next_section())
                 return [*self._format_block(":returns: ", told), ""]
 
-        config = Config(napoleon_use_param=False, napoleon_custom_sections=[("Attributes", "params_style")])
+        config: Any = Config(napoleon_use_param=False, napoleon_custom_sections=[("Attributes", "params_style")])
         text = "\n".join(Docstring(docstring, config, what="function").lines())
         text = re.sub(
             r"^:raises (\w+):", lambda found: f":raises {self.whole(found[1])}:", text, flags=re.MULTILINE
@@ -134,7 +136,9 @@ class _InFull(ast.NodeTransformer):
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         # An annotation in quotes; the strings of a Literal are left alone below.
-        return self.visit(ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else node  # type: ignore[no-any-return]
+        if not isinstance(node.value, str):
+            return node
+        return self.visit(ast.parse(node.value, mode="eval").body)  # type: ignore[no-any-return]
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         kind = ast.unparse(node.value)
@@ -217,7 +221,7 @@ def _constants(node: ast.Assign | ast.AnnAssign, after: ast.stmt | None, names: 
     documented = isinstance(said, ast.Constant) and isinstance(said.value, str)
     # What pydantic checks as well is shown as it is written, any other alias as the type that it stands for.
     alias = isinstance(node.value, ast.Subscript)
-    plain = alias and ast.unparse(node.value).partition("[")[0] != "Annotated"
+    plain = isinstance(node.value, ast.Subscript) and ast.unparse(node.value.value) != "Annotated"
     shown = [(n, v) for n, v in _assigned(node) if n.isupper() or ((documented or alias) and n[0] != "_")]
     for place, (name, value) in enumerate(shown):
         text = ast.unparse(value) if value else ""

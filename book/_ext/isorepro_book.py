@@ -102,7 +102,7 @@ def load_plotly(
 def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
     """Return a module's source and where its names are defined, read from the file: nothing is imported."""
     path = Path(app.srcdir) / "isorepro" / f"{module.rpartition('.')[2]}.py"
-    analyzer = ModuleAnalyzer.for_file(path, module)
+    analyzer = ModuleAnalyzer.for_file(str(path), module)
     return analyzer.code, analyzer.find_tags()
 
 
