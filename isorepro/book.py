@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +13,17 @@ from typing import Any
 import nbformat
 import yaml
 
-from isorepro import claim_pages, paths
-from isorepro.errors import NotebookError
+from isorepro import api_pages, claim_pages, paths
+from isorepro.errors import InputError, NotebookError
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
 from isorepro.runner import alone
 
 SOURCES = paths.ROOT / "book"
+
+REPOSITORY = "ISOREPRO_REPOSITORY"
+"""Environment variable: the address of the repository on GitHub, to which the buttons for Binder and Colab lead;
+without it pages have no such buttons."""
 
 
 def build(planned: Plan) -> Path:
@@ -64,7 +70,11 @@ def _build(planned: Plan) -> Path:
 
 
 def assemble(planned: Plan, folder: Path) -> None:
-    """Lay out the sources of a run's book in a folder: pages, executed notebooks, library source, results."""
+    """Lay out the sources of a run's book in a folder: pages, executed notebooks, library source, results.
+
+    Raises:
+        InputError: :data:`REPOSITORY` is no address on GitHub.
+    """
     from isorepro import speed  # with matplotlib, which only a build needs
 
     shutil.copytree(SOURCES, folder)
@@ -76,6 +86,7 @@ def assemble(planned: Plan, folder: Path) -> None:
         nbformat.write(_as_page(page, notebook, planned, record), folder / "notebooks" / f"{notebook}.ipynb")
     shutil.copytree(planned.folder / "results", folder / "results")
     claim_pages.write(planned.folder / "results", folder)
+    api_pages.write(folder)
     speed.write(folder)
     # The results are linked from the pages as files of the site as well.
     shutil.copytree(folder / "results", folder / "_extra" / "results")
@@ -83,7 +94,29 @@ def assemble(planned: Plan, folder: Path) -> None:
     banner = _banner(planned)
     if banner:
         config["sphinx"]["config"]["html_theme_options"]["announcement"] = banner
+    commit = json.loads((planned.folder / "manifest.json").read_text())["commit"]
+    config["sphinx"]["config"]["html_theme_options"] |= _launch_buttons(commit)
     (folder / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _launch_buttons(commit: str) -> dict[str, Any]:
+    """Return the theme's options for buttons on the pages of notebooks, which lead to the commit of the run."""
+    address = os.environ.get(REPOSITORY, "")
+    if not address:
+        return {}
+    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
+        raise InputError(f"{REPOSITORY}: must be of the form https://github.com/<owner>/<name>, not {address!r}")
+    return {
+        "repository_url": address,
+        "repository_branch": commit,
+        # Notebooks lie at the same place in the book's sources as in the repository.
+        "path_to_docs": "",
+        "launch_buttons": {
+            "notebook_interface": "jupyterlab",
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+        },
+    }
 
 
 def _banner(planned: Plan) -> str:
@@ -129,11 +162,14 @@ def _parameter_table(notebook: str, values: dict[str, Any]) -> str:
 def _provenance(notebook: str, planned: Plan, record: dict[str, Any]) -> str:
     flags = "".join(f" -p {name}={json.dumps(value)}" for name, value in planned.overrides.items())
     command = f"isorepro reproduce --profile {planned.profile} --only {notebook}{flags}"
+    address = os.environ.get(REPOSITORY)
+    clone = f"!git clone -q {address} isorepro-clone\n%cd isorepro-clone\n%pip install -q -e ."
+    colab = f"\n\n:::{{dropdown}} To run it in Colab, put this cell first\n```none\n{clone}\n```\n:::"
     return (
         f"---\n\n{{download}}`This page as a notebook <{notebook}.ipynb>` · run `{record['id']}` with profile "
         f"`{planned.profile}` in {record['wall_seconds']:.0f} s (processor time {record['cpu_seconds']:.0f} s; "
         f"networks and measurements kept from an earlier run cost nothing) · again: `{command}`"
-    )
+    ) + (colab if address else "")
 
 
 def _tree_digest(folder: Path) -> str:

@@ -37,7 +37,7 @@ def run(planned: Plan, jobs: int | None = None, place: str | Slurm | None = None
     """Run the notebooks of a plan that are not up to date; return whether any ran.
 
     Args:
-        planned: from :func:`plan`.
+        planned: from :func:`isorepro.profiles.plan`.
         jobs: processors to use, by notebooks side by side and by the sweeps of each; None for
             :func:`isorepro.sweep.default_jobs`.
         place: the cluster that computes the sweeps, from :func:`isorepro.cluster.where`; None for this machine.
@@ -220,7 +220,18 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
     code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
     for about_running in (
-        *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "speed", "book", "cli"),
+        *(
+            "profiles",
+            "provenance",
+            "runner",
+            "reference",
+            "claims",
+            "claim_pages",
+            "api_pages",
+            "speed",
+            "book",
+            "cli",
+        ),
         "__init__",
     ):
         code.pop(about_running, None)

@@ -22,7 +22,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -171,8 +171,49 @@ def _stacked(models: Sequence[TrainedModel], tables: Sequence[pd.DataFrame]) -> 
 
 
 def model_key(config: TrainingConfig) -> str:
-    """Return the key under which the trained network of a config is kept."""
-    return _digest(config.identity(), _loaded_fingerprint("isorepro.training"))
+    """Return the key under which the trained network of a config is kept.
+
+    Raises:
+        InputError: its dataset was added by a function that no module holds.
+    """
+    added = []
+    if make := _added_datasets().get(config.dataset):
+        _name_of(make, "dataset")
+        added = [_file_of(make)]
+    return _digest(config.identity(), _loaded_fingerprint("isorepro.training"), *added)
+
+
+def _added_datasets() -> dict[str, Callable[[int], data.Dataset]]:
+    """Return the datasets that came to :data:`isorepro.data.DATASETS` from outside the package."""
+    return {name: make for name, make in data.DATASETS.items() if make.__module__ != data.__name__}
+
+
+def _name_of(function: Callable[..., Any], what: str) -> str:
+    """Return the full name of a function that a module holds, so that a changed one can be told from the old one.
+
+    Raises:
+        InputError: no module holds it.
+    """
+    name = f"{function.__module__}.{getattr(function, '__qualname__', '<no name>')}"
+    if function.__module__ == "__main__" or "<" in name:
+        raise InputError(f"{what}: {name} must be a function of a module, so that its results can be kept")
+    return name
+
+
+def _file_of(function: Callable[..., Any]) -> str:
+    return Path(inspect.getfile(function)).read_text()
+
+
+def _with_datasets(
+    added: Mapping[str, Callable[[int], data.Dataset]],
+    function: Callable[..., Any],
+    /,
+    *args: Any,
+    **parameters: Any,
+) -> Any:
+    """Call a function in a process that may not know yet which datasets were added in the one that asks."""
+    data.DATASETS.update(added)
+    return function(*args, **parameters)
 
 
 @lru_cache
@@ -227,17 +268,12 @@ def _code_of(tree: ast.Module) -> str:
 def _measure_key(
     configs: Sequence[TrainingConfig | None], function: Callable[..., Any], parameters: dict[str, Any]
 ) -> str:
-    name = f"{function.__module__}.{function.__qualname__}"
-    if function.__module__ == "__main__" or "<" in function.__qualname__:
-        raise InputError(f"measure: {name} must be a function of a module, so that its results can be kept")
+    name = _name_of(function, "measure")
     if function.__module__.startswith("isorepro."):
         source = _loaded_fingerprint(function.__module__)
     else:
         everything = sorted(path.stem for path in PACKAGE.glob("*.py"))
-        source = _digest(
-            Path(inspect.getfile(function)).read_text(),
-            [_loaded_fingerprint(f"isorepro.{m}") for m in everything],
-        )
+        source = _digest(_file_of(function), [_loaded_fingerprint(f"isorepro.{m}") for m in everything])
     try:
         return _digest(*[model_key(config) if config else None for config in configs], name, parameters, source)
     except TypeError as error:
@@ -336,6 +372,11 @@ def _results(
     if KEPT in os.environ:
         with Path(os.environ[KEPT]).open("a") as file:
             file.write(f"{len(tasks)} {len(found)}\n")
+    if added := _added_datasets():
+        todo = {
+            key: (partial(_with_datasets, added, function), args, given)
+            for key, (function, args, given) in todo.items()
+        }
     if todo:
         computed = _shared(todo, store, seen, jobs, least(list(todo)))
         before = f", {len(found)} kept from before" if found else ""

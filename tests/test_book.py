@@ -12,13 +12,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from playwright.sync_api import Browser, Page
 
 from isorepro import book, claims, profiles
-from isorepro.errors import NotebookError
+from isorepro.errors import InputError, NotebookError
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +68,11 @@ def site(run: Path) -> Iterator[str]:
 
 def pages(run: Path) -> list[str]:
     found = [path.relative_to(run / "book").as_posix() for path in (run / "book").rglob("*.html")]
-    return sorted(name for name in found if not name.startswith(("_static", "results", "genindex")))
+    # Of the listings of source, one stands for all.
+    left_out = ("_static", "results", "genindex", "_modules")
+    return sorted(
+        name for name in found if not name.startswith(left_out) or name == "_modules/isorepro/losses.html"
+    )
 
 
 def visit(page: Page, address: str, own: str, watched: Callable[[Page, str], list[str]]) -> list[str]:
@@ -141,6 +147,52 @@ def test_formulas_are_typeset_and_search_finds_the_method(browser: Browser, site
     page.wait_for_selector("#search-results li a")
     assert any("method.html" in link for link in links(page))
     page.close()
+
+
+def test_the_page_on_the_library_leads_to_types_and_to_the_lines_that_compute(
+    run: Path, browser: Browser, site: str
+) -> None:
+    assert (run / "book/api.html").stat().st_size < 3e6
+    page = browser.new_page()
+    page.goto(f"{site}/api.html#isorepro.attacks.released_objective")
+    entry = page.locator("dl.py", has=page.locator("dt[id='isorepro.attacks.released_objective']"))
+    assert {"#isorepro.losses.Form", "#isorepro.attacks.Objective", "#isorepro.errors.InputError"} <= {
+        link.partition("api.html")[2]
+        for link in entry.locator("a.reference").evaluate_all("links => links.map(link => link.href)")
+    }
+    entry.get_by_text("[source]").click()
+    page.wait_for_url("**/_modules/isorepro/attacks.html#released_objective")
+    shown = page.locator("[id='released_objective']").inner_text()
+    assert shown.partition("def ")[2].startswith("released_objective(clean: Tensor, *, beta: float")
+    page.close()
+
+
+def theme_options(draft: Path) -> dict[str, Any]:
+    config = yaml.safe_load((draft / "_config.yml").read_text())
+    options: dict[str, Any] = config["sphinx"]["config"]["html_theme_options"]
+    return options
+
+
+def test_pages_of_notebooks_have_buttons_only_where_the_repository_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = profiles.plan("smoke")
+    monkeypatch.delenv(book.REPOSITORY, raising=False)
+    book.assemble(planned, tmp_path / "without")
+    assert not {"repository_url", "launch_buttons"} & set(theme_options(tmp_path / "without"))
+    monkeypatch.setenv(book.REPOSITORY, "https://github.com/someone/isorepro")
+    book.assemble(planned, tmp_path / "with")
+    options = theme_options(tmp_path / "with")
+    assert options["repository_url"] == "https://github.com/someone/isorepro"
+    assert options["repository_branch"] == json.loads((run / "manifest.json").read_text())["commit"]
+    assert {"binderhub_url", "colab_url"} <= set(options["launch_buttons"])
+    page = (tmp_path / "with/notebooks/rings.ipynb").read_text()
+    assert "git clone -q https://github.com/someone/isorepro" in page
+    monkeypatch.setenv(book.REPOSITORY, "git@github.com:someone/isorepro")
+    with pytest.raises(
+        InputError, match=r"ISOREPRO_REPOSITORY: must be of the form https://github\.com/<owner>/<name>"
+    ):
+        book.assemble(planned, tmp_path / "wrong")
 
 
 FIGURES = {

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from isorepro import claims, cli, paths, profiles
+from isorepro import api_pages, claims, cli, paths, profiles
 
 ROOT = paths.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -124,9 +124,10 @@ def test_modules_import_only_what_lies_below_them() -> None:
     order += ["ensemble", "health"]
     order += ["cluster", "sweep", "style", "tables", "plots", "results", "profiles", "provenance", "runner"]
     order += ["reference"]
-    order += ["claim_pages", "speed", "book", "cli"]
+    order += ["claim_pages", "api_pages", "speed", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
     assert set(order) == set(modules)
+    assert order == [name for group in api_pages.GROUPS.values() for name in group]
     for name, path in modules.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("isorepro"):

@@ -1,3 +1,5 @@
+import functools
+import importlib
 import json
 import os
 import shutil
@@ -8,11 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import pytest
 import torch
 
-from isorepro import ensemble, health, paths, robustness, stacks, sweep
+from isorepro import data, ensemble, health, paths, robustness, stacks, sweep
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, TrainingConfig, train
 
@@ -407,6 +410,50 @@ def test_what_cannot_be_kept_is_refused(trained: TrainedModel) -> None:
         sweep.measure([trained], robustness.curves, epsilons=torch.ones(2))
     with pytest.raises(InputError, match="jobs: must be at least 1, not 0"):
         sweep.train_all(CONFIGS[:1], jobs=0)
+
+
+SPOTS = """
+import torch
+
+from isorepro import data
+
+
+def spots(seed):
+    points = torch.rand(60, 2, generator=torch.Generator().manual_seed(seed))
+    labels = (points[:, 0] > 0.5).long()
+    return data.Dataset("spots", points, labels, points, labels, ("left", "right"))
+"""
+
+
+def test_a_dataset_added_from_outside_is_known_to_workers_and_a_changed_one_is_not_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sweep.model_key(BASE)
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    path = tmp_path / "spots_outside.py"
+    path.write_text(SPOTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    data.DATASETS["spots"] = importlib.import_module("spots_outside").spots
+    assert sweep.model_key(BASE) == before
+    configs = sweep.grid(TrainingConfig(dataset="spots", width=5, epochs=2, device="cpu"), seed=[0, 1])
+    here = [train(config) for config in configs]
+    # New workers, as if every task took longer than they take to start.
+    joblib.externals.loky.get_reusable_executor().shutdown()
+    monkeypatch.setattr(sweep, "_workers_run", [])
+    monkeypatch.setattr(sweep, "START_UP", -1.0)
+    models = sweep.train_all(configs, jobs=2)
+    assert sweep._workers_run
+    assert all(map(same, models, here))
+    assert len(sweep.measure(models, robustness.curves, epsilons=EPSILONS, pgd_steps=1, jobs=2)) > 0
+    key = sweep.model_key(configs[0])
+    path.write_text(SPOTS.replace("0.5", "0.6"))
+    assert sweep.model_key(configs[0]) != key
+    data.DATASETS["spots"] = lambda seed: importlib.import_module("spots_outside").spots(seed)
+    with pytest.raises(InputError, match=r"dataset: .*<lambda> must be a function of a module"):
+        sweep.train_all(configs)
+    data.DATASETS["spots"] = functools.partial(here.index)
+    with pytest.raises(InputError, match=r"dataset: .* must be a function of a module"):
+        sweep.train_all(configs)
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

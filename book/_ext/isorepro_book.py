@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.fileutil import copy_asset_file
 
@@ -96,6 +99,23 @@ def load_plotly(
             app.add_js_file(f"plotly/{script}", loading_method="defer")
 
 
+def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
+    """Return a module's source and where its names are defined, read from the file: nothing is imported."""
+    path = Path(app.srcdir) / "isorepro" / f"{module.rpartition('.')[2]}.py"
+    analyzer = ModuleAnalyzer.for_file(str(path), module)
+    return analyzer.code, analyzer.find_tags()
+
+
+def resolve_alias(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
+) -> nodes.Element | None:
+    """Link a type in a signature that is an alias, which Sphinx looks for among classes only."""
+    if (node["refdomain"], node["reftype"]) != ("py", "class"):
+        return None
+    python = env.get_domain("py")
+    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", node["reftarget"], node, contnode)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     # The Jupyter Book extension sets these two values, which their own extensions, left out here, declare.
@@ -104,6 +124,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("number", Number())
     app.add_role("verdict", Verdict())
     app.add_directive("run-figure", RunFigure)
+    app.connect("missing-reference", resolve_alias)
+    app.connect("viewcode-find-source", source_of)
     app.connect("html-page-context", load_plotly)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_plotly)
