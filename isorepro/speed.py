@@ -52,7 +52,7 @@ class Comparison:
 
 
 COMPARISONS = (
-    Comparison(STEP, "training step, batch of 100", "bare loop", 1 / 1.1),
+    Comparison(STEP, "training step", "bare loop", 1 / 1.1),
     Comparison(
         BY_IMAGES,
         "training step, 10,000 images",
@@ -62,28 +62,28 @@ COMPARISONS = (
         units=500,
         counted="networks trained\n(5 epochs of 10,000 images)",
     ),
-    Comparison(TORUS_STEP, "full-batch step, stack on the torus", "all distances"),
+    Comparison(TORUS_STEP, "step of the torus stack", "all distances"),
     Comparison(
         FGSM_CURVE,
-        "FGSM curve, ten radii, 2,000 images",
+        "FGSM curve",
         "foolbox",
         counted="FGSM curves\n(ten radii, 2,000 images)",
     ),
     Comparison(
         PGD_CURVE,
-        "PGD curve, ten radii, 40 steps, 2,000 images",
+        "PGD curve, 40 steps",
         "foolbox",
         5.0,
         counted="PGD curves\n(ten radii, 2,000 images)",
     ),
     Comparison(
         AUTOATTACK_CURVE,
-        "AutoAttack curve, seven radii, 50 images",
+        "AutoAttack curve",
         "pyautoattack",
         3.0,
         counted="AutoAttack curves\n(seven radii, 50 images)",
     ),
-    Comparison(SMOKE, "profile smoke, all processors", "one processor"),
+    Comparison(SMOKE, "profile smoke", "one processor"),
 )
 
 
@@ -160,13 +160,12 @@ def ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in compared.to_dict("records"):
         goal, ratio, higher = row["goal"], row["ratio"], row["higher"]
-        met = "" if np.isnan(goal) else f"{'✓' if ratio >= goal else '✗'} at least {goal:.2g}"
-        accuracy = "" if np.isnan(higher) else f"{higher:+.1f} points at most".replace("-", "−")
+        met = "" if np.isnan(goal) else f"{'✓' if ratio >= goal else '✗'} ≥ {goal:.2g}"
+        accuracy = "" if np.isnan(higher) else f"{higher:+.1f} points".replace("-", "−")
         ours, others = (_duration(row[way]) for way in ("ours", "others"))
-        rows.append(
-            (row["thing"], ours, row["other"], others, times(ratio, row["low"], row["high"]), met, accuracy)
-        )
-    columns = ["what", "this book", "beside", "its time", "times as fast", "goal", "accuracy left, against it"]
+        beside = f"{row['other']}: {others}"
+        rows.append((row["thing"], ours, beside, times(ratio, row["low"], row["high"]), met, accuracy))
+    columns = ["what", "time here", "beside", "times as fast", "goal", "accuracy left"]
     return pd.DataFrame(rows, columns=columns)
 
 
