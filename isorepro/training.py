@@ -169,6 +169,7 @@ def train(config: TrainingConfig) -> TrainedModel:
     shuffle = torch.Generator().manual_seed(config.seed)
     full_batch = config.batch_size >= len(inputs)
     blocks = [ClassBlocks.of(inputs, row) for row in labels] if full_batch and config.beta else None
+    trained = [model.trained_by(level, config.gradients) for level in range(len(labels))]
     # About a thousand examples, spread over the set, which may be sorted.
     stride = -(-len(inputs) // 1000)
     history = []
@@ -176,10 +177,11 @@ def train(config: TrainingConfig) -> TrainedModel:
     for epoch in range(1, config.epochs + 1):
         sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=device)
         if full_batch:
-            sums += len(inputs) * step(model, optimizer, inputs, labels, config, blocks)
+            sums += len(inputs) * step(model, optimizer, inputs, labels, config, blocks, trained)
         else:
             for batch in torch.randperm(len(inputs), generator=shuffle).to(device).split(config.batch_size):
-                sums += len(batch) * step(model, optimizer, inputs[batch], labels[:, batch], config)
+                part = inputs[batch], labels[:, batch]
+                sums += len(batch) * step(model, optimizer, *part, config, None, trained)
         means = sums / len(inputs)
         if not torch.isfinite(means).all():
             loss = means[:, :2].sum().item()
@@ -204,6 +206,7 @@ def step(
     labels: Tensor,
     config: TrainingConfig,
     blocks: Sequence[ClassBlocks] | None = None,
+    trained: Sequence[Sequence[nn.Parameter]] | None = None,
 ) -> Tensor:
     """Take one optimizer step on one batch (with ``adam="anew"`` one for each level, coarse to fine).
 
@@ -214,6 +217,8 @@ def step(
         labels: of every level, (levels, B).
         config: what decides the loss and what it trains.
         blocks: of every level, where they are known; else the batch's distances are computed.
+        trained: of every level, the parameters that its loss trains (:meth:`isorepro.models.Stack.trained_by`);
+            without them they are found anew, which takes time.
 
     Returns:
         The batch's cross-entropy, isometry term and accuracy at every level, shape (levels, 3), detached.
@@ -235,8 +240,8 @@ def step(
                 penalty = blocks[level].isometry(representation, **weights)
             elif distances is not None:
                 penalty = isometry(representation, distances, labels[level], **weights)
-            trained = model.trained_by(level, config.gradients)
-            (entropy + penalty).backward(inputs=trained, retain_graph=level != together[-1])
+            own = trained[level] if trained else model.trained_by(level, config.gradients)
+            (entropy + penalty).backward(inputs=own, retain_graph=level != together[-1])
             accuracy = (logits.argmax(1) == labels[level]).float().mean()
             measured.append(torch.stack([entropy, penalty, accuracy]).detach())
         optimizer.step()
