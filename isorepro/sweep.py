@@ -22,7 +22,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -241,11 +241,21 @@ def source_fingerprint(module: str, package: Path = PACKAGE) -> str:
         path = package / f"{name}.py"
         if name in code or name in NOT_NUMERICAL or not path.is_file():
             continue
-        tree = ast.parse(path.read_text())
-        todo += _imports_from(tree, package.name)
-        code[name] = _code_of(tree)
+        code[name], imported = _parsed(path.read_text(), package.name)
+        todo += imported
     versions = {name: version(name) for name in NUMERICAL_LIBRARIES}
     return _digest(dict(sorted(code.items())), versions)
+
+
+@cache
+def _parsed(source: str, package: str) -> tuple[str, list[str]]:
+    """Return the code of a module without comments and docstrings, and what it imports from the package.
+
+    Kept by the source itself: modules share what they import, and to parse it for each takes seconds.
+    """
+    tree = ast.parse(source)
+    imported = _imports_from(tree, package)
+    return _code_of(tree), imported
 
 
 def _imports_from(tree: ast.Module, package: str) -> list[str]:
