@@ -353,6 +353,13 @@ PARTS: dict[str, Callable[[], Iterator[Rows]]] = {
 }
 
 
+def write(record: dict[str, Any]) -> None:
+    """Write the record, a measurement on each line."""
+    rows = ",\n  ".join(json.dumps(row) for row in record["measured"])
+    head = json.dumps({name: value for name, value in record.items() if name != "measured"}, indent=1)
+    paths.write_atomically(speed.RECORD, f'{head[:-2]},\n "measured": [\n  {rows}\n ]\n}}\n')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts; print, record nothing")
@@ -369,10 +376,6 @@ def main() -> None:
     if load > 0.5:
         say(f"other work is going on (load {load:.1f}): the ratios hold, the seconds are too long")
     started, measured = time.perf_counter(), Rows()
-    for name in given.only or PARTS:
-        say(f"{name} ({time.perf_counter() - started:.0f} s gone)")
-        for rows in PARTS[name]():
-            measured += rows
     record = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": provenance.commit(),
@@ -381,13 +384,16 @@ def main() -> None:
         "system": platform.platform(),
         "torch": torch.__version__,
         "load_before": round(load, 2),
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-        "measured": measured,
     }
+    for name in given.only or PARTS:
+        say(f"{name} ({time.perf_counter() - started:.0f} s gone)")
+        for rows in PARTS[name]():
+            measured += rows
+            record |= {"minutes": round((time.perf_counter() - started) / 60, 1), "measured": measured}
+            # Whole profiles take longest; a run that is ended among them leaves what it has.
+            if not given.only and name == list(PARTS)[-1]:
+                write(record)
     if not given.only:
-        rows = ",\n  ".join(json.dumps(row) for row in measured)
-        head = json.dumps({name: value for name, value in record.items() if name != "measured"}, indent=1)
-        paths.write_atomically(speed.RECORD, f'{head[:-2]},\n "measured": [\n  {rows}\n ]\n}}\n')
         say(f"recorded in {speed.RECORD}")
     print(speed.ratio_table(speed.ratios(speed.as_table(record))).to_string(index=False))
 

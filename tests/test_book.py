@@ -202,7 +202,7 @@ FIGURES = {
     "decision_boundary": 2,
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
-    "evaluation_health": 4,
+    "evaluation_health": 5,
 }
 
 

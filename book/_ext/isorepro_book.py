@@ -125,6 +125,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("verdict", Verdict())
     app.add_directive("run-figure", RunFigure)
     app.connect("missing-reference", resolve_alias)
+    app.setup_extension("sphinx.ext.viewcode")
     app.connect("viewcode-find-source", source_of)
     app.connect("html-page-context", load_plotly)
     app.connect("build-finished", copy_mathjax)
