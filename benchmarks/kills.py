@@ -68,8 +68,9 @@ def main() -> None:
         finish(start(alone, given.profile))
         whole = time.monotonic() - started
         print(f"left alone: {whole:.0f} s, {len(kept(alone))} results kept", flush=True)
-        kills, finished, again, said = 0, 0, 0, ""
-        while kills < given.kills or not finished:
+        kills, finished, again, said, done = 0, 0, 0, "", False
+        # The last run that was killed is brought to its end, too.
+        while kills < given.kills or not done:
             # A run that came to its end is compared, and the next ones begin from nothing.
             killed = Path(folder, f"killed-{finished}")
             before = kept(killed)
@@ -78,11 +79,13 @@ def main() -> None:
             try:
                 run.wait(moment if kills < given.kills else None)
             except subprocess.TimeoutExpired:
+                done = False
                 run.kill()
                 kills += 1
                 said += run.communicate()[0]
             else:
                 said += finish(run)
+                done = True
                 finished += 1
                 moment = float("nan")
                 faults += differing(alone, killed, given.profile)
