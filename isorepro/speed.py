@@ -161,11 +161,11 @@ def ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
     for row in compared.to_dict("records"):
         goal, ratio, higher = row["goal"], row["ratio"], row["higher"]
         met = "" if np.isnan(goal) else f"{'✓' if ratio >= goal else '✗'} ≥ {goal:.2g}"
-        accuracy = "" if np.isnan(higher) else f"{higher:+.1f} points".replace("-", "−")
+        accuracy = "" if np.isnan(higher) else f"{higher:+.1f}".replace("-", "−")
         ours, others = (_duration(row[way]) for way in ("ours", "others"))
         beside = f"{row['other']}: {others}"
         rows.append((row["thing"], ours, beside, times(ratio, row["low"], row["high"]), met, accuracy))
-    columns = ["what", "time here", "beside", "times as fast", "goal", "accuracy left"]
+    columns = ["what", "time here", "beside", "times as fast", "goal", "points left"]
     return pd.DataFrame(rows, columns=columns)
 
 
