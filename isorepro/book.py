@@ -39,9 +39,21 @@ def build(planned: Plan) -> Path:
         return _build(planned)
 
 
+# Ended when the process that started it is killed.
+_JUPYTER_BOOK = """
+import ctypes, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)
+from jupyter_book.cli.main import main
+main()
+"""
+
+
 def _build(planned: Plan) -> Path:
-    draft = planned.folder / ".running" / "book"
-    shutil.rmtree(draft, ignore_errors=True)
+    # What a killed run has left; its name tells the process, which may have started one that has not ended yet.
+    for left in (planned.folder / ".running").glob("book-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    draft = planned.folder / ".running" / f"book-{os.getpid()}"
     assemble(planned, draft)
     digest = _tree_digest(draft)
     target, stamp = planned.folder / "book", planned.folder / "records" / "book.digest"
@@ -52,7 +64,7 @@ def _build(planned: Plan) -> Path:
         return index
     say("book: building (about 10 s)")
     log = planned.folder / "book.log"
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(draft)]
+    command = [sys.executable, "-c", _JUPYTER_BOOK, "build", str(draft)]
     command += ["-W", "-n", "--keep-going"]
     with log.open("wb") as output:
         status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from rocrate.rocrate import ROCrate
 
-from isorepro import paths, profiles, runner
+from isorepro import book, paths, profiles, runner
 from isorepro.errors import InputError, NotebookError
 
 PARAMETERS = """
@@ -452,3 +452,22 @@ def test_a_damaged_archive_ends_a_run_in_one_line(tmp_path: Path) -> None:
     assert re.match(r"error: notebook '\w+', code cell \d+: DataError: ", last), last
     assert f"{archive} is damaged or altered: SHA-256 expected 0b367032" in last
     assert "Traceback" not in done.stderr
+
+
+def test_a_book_is_built_beside_what_a_killed_build_left(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = profiles.plan("quick")
+    left = planned.folder / ".running" / "book-1" / "_build"
+    left.mkdir(parents=True)
+    drafts: list[Path] = []
+
+    def assemble(_: object, draft: Path) -> None:
+        drafts.append(draft)
+        assert not left.exists()
+        draft.mkdir()  # fails if it is there
+        raise OSError("disk full")
+
+    monkeypatch.setattr(book, "assemble", assemble)
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk full"):
+            book.build(planned)
+    assert drafts[0] != left.parent
