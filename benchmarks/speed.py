@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from isorepro import attacks, data, ensemble, hierarchy, paths, provenance, speed, sweep
-from isorepro.losses import ClassBlocks
+from isorepro.losses import ClassBlocks, squared_norms
 from isorepro.progress import say
 from isorepro.speed import OURS
-from isorepro.training import TrainingConfig, build, step, train
+from isorepro.training import TrainingConfig, build, epoch_means, step, train
 
 CONFIG = TrainingConfig(beta=0.1, K=10.0, device="cpu")
 TEN_RADII = [0.01, 0.0167, 0.0278, 0.0464, 0.0774, 0.1292, 0.2154, 0.3594, 0.5995, 1.0]
@@ -79,10 +79,16 @@ def our_steps(count: int, steps: int, batch_size: int = 100, beta: float = 0.1) 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     batches = torch.randint(count, (steps, batch_size))
     trained = [model.trained_by(0, config.gradients)]
+    norms = squared_norms(inputs) if beta else None
 
     def run() -> None:
+        # As in an epoch of train.
+        measured = []
         for batch in batches:
-            step(model, optimizer, inputs[batch], labels[None, batch], config, None, trained)
+            part = inputs.index_select(0, batch), labels[None].index_select(1, batch)
+            known = None if norms is None else norms[batch]
+            measured.append(step(model, optimizer, *part, config, None, trained, known))
+        epoch_means(measured, labels[None, batches.flatten()])
 
     return run
 

@@ -1,6 +1,7 @@
 """The paper's network: a stack of locally isometric blocks, one per level of a label hierarchy."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Stack(nn.Module):
     def levels(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return (representation, logits) of every level, coarse to fine: shapes (B, width), (B, classes)."""
         hidden = [self.input_layer(inputs)]
-        for block in self.blocks[: max(self.reads)]:
+        for block in islice(self.blocks, max(self.reads)):
             hidden.append(block(hidden[-1]))
         return [(hidden[read], head(hidden[read])) for read, head in zip(self.reads, self.heads, strict=True)]
 

@@ -14,8 +14,11 @@ from torch.nn.functional import cross_entropy
 from isorepro import data, hierarchy
 from isorepro.errors import Config, InputError
 from isorepro.hierarchy import Hierarchy
-from isorepro.losses import ClassBlocks, Form, isometry, pairwise_distances
+from isorepro.losses import ClassBlocks, Form, isometry, pairwise_distances, squared_norms
 from isorepro.models import Gradients, Readout, Stack
+
+Measured = tuple[Tensor, Tensor, Tensor]
+"""A level's cross-entropy and isometry term, both scalars, and logits (B, classes), all detached."""
 
 Size = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -169,20 +172,22 @@ def train(config: TrainingConfig) -> TrainedModel:
     shuffle = torch.Generator().manual_seed(config.seed)
     full_batch = config.batch_size >= len(inputs)
     blocks = [ClassBlocks.of(inputs, row) for row in labels] if full_batch and config.beta else None
+    norms = squared_norms(inputs) if config.beta and not full_batch else None
     trained = [model.trained_by(level, config.gradients) for level in range(len(labels))]
     # About a thousand examples, spread over the set, which may be sorted.
     stride = -(-len(inputs) // 1000)
     history = []
     started = time.perf_counter()
     for epoch in range(1, config.epochs + 1):
-        sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=device)
         if full_batch:
-            sums += len(inputs) * step(model, optimizer, inputs, labels, config, blocks, trained)
+            means = epoch_means([step(model, optimizer, inputs, labels, config, blocks, trained)], labels)
         else:
-            for batch in torch.randperm(len(inputs), generator=shuffle).to(device).split(config.batch_size):
-                part = inputs[batch], labels[:, batch]
-                sums += len(batch) * step(model, optimizer, *part, config, None, trained)
-        means = sums / len(inputs)
+            order, measured = torch.randperm(len(inputs), generator=shuffle).to(device), []
+            for batch in order.split(config.batch_size):
+                part = inputs.index_select(0, batch), labels.index_select(1, batch)
+                own_norms = None if norms is None else norms[batch]
+                measured.append(step(model, optimizer, *part, config, None, trained, own_norms))
+            means = epoch_means(measured, labels[:, order])
         if not torch.isfinite(means).all():
             loss = means[:, :2].sum().item()
             raise FloatingPointError(f"the loss became {loss} in epoch {epoch} of {config!r}")
@@ -207,7 +212,8 @@ def step(
     config: TrainingConfig,
     blocks: Sequence[ClassBlocks] | None = None,
     trained: Sequence[Sequence[nn.Parameter]] | None = None,
-) -> Tensor:
+    norms: Tensor | None = None,
+) -> list[Measured]:
     """Take one optimizer step on one batch (with ``adam="anew"`` one for each level, coarse to fine).
 
     Args:
@@ -219,33 +225,56 @@ def step(
         blocks: of every level, where they are known; else the batch's distances are computed.
         trained: of every level, the parameters that its loss trains (:meth:`isorepro.models.Stack.trained_by`);
             without them they are found anew, which takes time.
+        norms: the inputs' squared norms (B,), where they are known; saves time.
 
     Returns:
-        The batch's cross-entropy, isometry term and accuracy at every level, shape (levels, 3), detached.
+        What was measured at every level, before the step.
     """
-    distances = pairwise_distances(inputs) if config.beta and not blocks else None
+    distances = pairwise_distances(inputs, norms) if config.beta and not blocks else None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     everything = range(len(labels))
     measured = []
     for together in [everything] if config.adam == "kept" else [[level] for level in everything]:
         if config.adam == "anew":
             optimizer.state.clear()
-        optimizer.zero_grad(set_to_none=True)
+        # By hand: the optimizer's own way takes longer than some layers do.
+        for parameter in parameters:
+            parameter.grad = None
         outputs = model.levels(inputs)
         for level in together:
             representation, logits = outputs[level]
             entropy = cross_entropy(logits, labels[level])
-            penalty = torch.zeros_like(entropy)
             weights: dict[str, Any] = {"beta": config.beta, "K": config.K, "form": config.form}
             if blocks:
                 penalty = blocks[level].isometry(representation, **weights)
             elif distances is not None:
                 penalty = isometry(representation, distances, labels[level], **weights)
+            else:
+                penalty = torch.zeros_like(entropy)
             own = trained[level] if trained else model.trained_by(level, config.gradients)
-            (entropy + penalty).backward(inputs=own, retain_graph=level != together[-1])
-            accuracy = (logits.argmax(1) == labels[level]).float().mean()
-            measured.append(torch.stack([entropy, penalty, accuracy]).detach())
+            # Naming all parameters gives the same gradients as naming none, and takes longer.
+            only = own if len(own) < len(parameters) else None
+            (entropy + penalty).backward(inputs=only, retain_graph=level != together[-1])
+            measured.append((entropy.detach(), penalty.detach(), logits.detach()))
         optimizer.step()
-    return torch.stack(measured)
+    return measured
+
+
+def epoch_means(measured: Sequence[Sequence[Measured]], labels: Tensor) -> Tensor:
+    """Return cross-entropy, isometry term and accuracy of every level over an epoch, float64, (levels, 3).
+
+    Args:
+        measured: what :func:`step` returned for each batch.
+        labels: of every level, in the order of the batches, (levels, N).
+    """
+    sizes = torch.tensor([len(batch[0][2]) for batch in measured], dtype=torch.float64, device=labels.device)
+    means = []
+    for level, known in zip(zip(*measured, strict=True), labels, strict=True):
+        entropy, penalty, logits = zip(*level, strict=True)
+        terms = torch.stack([torch.stack(entropy), torch.stack(penalty)]).double()
+        accuracy = (torch.cat(logits).argmax(1) == known).double().mean()
+        means.append(torch.cat([terms @ sizes / len(known), accuracy[None]]))
+    return torch.stack(means)
 
 
 @torch.no_grad()
