@@ -15,8 +15,8 @@ def pairwise_distances(points: Tensor, squared_norms: Tensor | None = None) -> T
 
     Args:
         points: (B, …), any finite values.
-        squared_norms: (B,), from :func:`squared_norms` of the points, where they are known: half the time. These
-            distances are for points that need no gradient.
+        squared_norms: (B,), from :func:`squared_norms` of the points, where they are known: a third less time. For
+            points that need no gradient: at distance 0 the root has none.
     """
     flat = points.flatten(1)
     if squared_norms is None:
@@ -103,7 +103,7 @@ class ClassBlocks:
     Attributes:
         members: (classes, n), int64: the points of each class; shorter classes are filled up with point 0.
         same_class: (classes, n, n): 1 for pairs of points that are there, 0 for fillers; None without fillers.
-        distances: (classes, n, n): distances between the inputs.
+        distances: (classes, n, n): distances between the inputs, fillers among them.
         size: number of points.
     """
 
