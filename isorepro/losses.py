@@ -74,11 +74,18 @@ def _scaled(representation: Tensor, K: float, form: Form) -> Tensor:
 
 
 def _term(
-    d_h: Tensor, d_x: Tensor, same_class: Tensor | None, size: int, beta: float, K: float, form: Form
+    d_h: Tensor,
+    d_x: Tensor,
+    same_class: Tensor | None,
+    size: int,
+    beta: float,
+    K: float,
+    form: Form,
 ) -> Tensor:
-    """Return the term from D_h (K·D_h in the raw form), D_x and E; without E all pairs given are of one class.
+    """Return the term from D_h (K·D_h in the raw form), D_x and E.
 
-    Of the size² pairs those of different classes may be missing.
+    Without E all pairs given are of one class; of the size² pairs those of
+    different classes may be missing.
     """
 
     def within(values: Tensor) -> Tensor:
