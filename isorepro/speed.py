@@ -276,7 +276,7 @@ def write(draft: Path, record: Path = RECORD) -> None:
                 "Data": f'<a href="{shown.link}/measured.csv" download>every measurement</a>, written '
                 f"{known['written']} by <code>benchmarks/speed.py</code> (<code>make bench</code>)",
                 "Library": lineage.library(found.functions),
-                "Seeds": "none is varied; each measurement is repeated",
+                "Rounds": f"up to {measured['round'].nunique()}, over which the intervals are",
                 "Time": f"{known['minutes']} min for the whole benchmark; a build of the book draws what it left",
             }
         )
