@@ -74,7 +74,7 @@ class Notation(SphinxDirective):
         path = Path(self.env.srcdir) / SOURCE
         self.env.note_dependency(str(path))
         terms = load(path)
-        rows = [["Term", "Meaning", "Where it is defined"]]
+        rows = [["Term", "Meaning", "Defined in"]]
         rows += [[f"**{term.name}**", f"{term.meaning} {term.more}".strip(), term.where] for term in terms]
         cells = "\n".join(f"* - {name}\n  - {meaning}\n  - {where}" for name, meaning, where in rows)
         text = f"```{{list-table}}\n:header-rows: 1\n:class: isorepro-cards isorepro-notation\n\n{cells}\n```"
@@ -91,11 +91,26 @@ def explain(app: Sphinx, doctree: nodes.document, page: str) -> None:
         return
     target = app.builder.get_relative_uri(page, PAGE)
     left = {mark: term for term in load(Path(app.srcdir) / SOURCE) for mark in term.marks}
+    for element in list(doctree.findall(nodes.TextElement)):
+        _join_lines(element)
     for node in list(doctree.findall(nodes.Text)):
         if left and not any(map(_is_left_alone, _ancestors(node))):
             parts = list(_parts(str(node), left, target))
             if any(isinstance(part, nodes.raw) for part in parts):
                 node.parent.replace(node, parts)
+
+
+def _join_lines(element: nodes.TextElement) -> None:
+    """Make one text of those that follow each other, as the lines of a paragraph do, so that a term may break."""
+    joined: list[nodes.Node] = []
+    for child in element.children:
+        if joined and isinstance(child, nodes.Text) and isinstance(joined[-1], nodes.Text):
+            joined[-1] = nodes.Text(str(joined[-1]) + str(child))
+        else:
+            joined.append(child)
+    if len(joined) < len(element.children):
+        element.children = []
+        element += joined
 
 
 def _ancestors(node: nodes.Node) -> Iterator[nodes.Element]:
