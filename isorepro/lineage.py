@@ -294,7 +294,7 @@ def _seeds(seeds: Mapping[str, list[int]]) -> str:
 def _time(seconds: float, record: Mapping[str, Any]) -> str:
     took = "less than 1 s" if seconds < 1 else f"{seconds:.0f} s" if seconds < 100 else f"{clock(seconds)} min"
     kept, results = record["kept"], record["results"]
-    return (
-        f"{took} in these cells. Of this notebook’s {results} networks and measurements, {kept} were kept from an "
-        "earlier run or another notebook and cost nothing."
+    share = (
+        f"{kept} were kept from an earlier run or another notebook and cost nothing" if kept else "none was kept"
     )
+    return f"{took} in these cells. Of this notebook’s {results} networks and measurements, {share}."

@@ -160,6 +160,9 @@ def test_the_footer_says_cells_functions_seeds_and_time(tmp_path: Path) -> None:
     assert 'href="../_modules/isorepro/plots.html#gap"><code>plots.gap</code>' in told
     assert "3 (<code>seeds</code>); 1, 2 (<code>other_seeds</code>)" in told
     assert "8 s in these cells. Of this notebook’s 9 networks and measurements, 4 were kept" in told
+    (tmp_path / "one.html").write_text(FIGURE)
+    lineage.tell("mine", executed(), RECORD | {"kept": 0}, tmp_path)
+    assert "9 networks and measurements, none was kept." in (tmp_path / "one.html").read_text()
 
 
 def test_a_figure_whose_call_cannot_be_found_is_refused(tmp_path: Path) -> None:
