@@ -33,7 +33,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Many networks": ("cluster", "sweep"),
     "Figures and tables": ("style", "tables", "plots", "results"),
     "Runs, the book and the command line": (
-        *("profiles", "provenance", "runner", "reference", "claim_pages", "api_pages", "speed", "book", "cli"),
+        *(
+            "profiles",
+            "provenance",
+            "runner",
+            "reference",
+            "claim_pages",
+            "api_pages",
+            "lineage",
+            "speed",
+            "book",
+            "cli",
+        ),
     ),
 }
 """The modules of the package, in the order in which they build on each other."""

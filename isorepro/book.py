@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from isorepro import api_pages, claim_pages, paths
+from isorepro import api_pages, claim_pages, lineage, paths
 from isorepro.errors import InputError, NotebookError
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
@@ -86,17 +86,19 @@ def assemble(planned: Plan, folder: Path) -> None:
 
     Raises:
         InputError: :data:`REPOSITORY` is no address on GitHub.
+        NotebookError: as :func:`isorepro.lineage.tell`.
     """
     from isorepro import speed  # with matplotlib, which only a build needs
 
     shutil.copytree(SOURCES, folder)
     shutil.copytree(paths.ROOT / "isorepro", folder / "isorepro", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(planned.folder / "results", folder / "results")
     (folder / "notebooks").mkdir()
     for notebook in planned.notebooks:
         page = nbformat.read(planned.folder / "notebooks" / f"{notebook}.ipynb", as_version=4)
         record = json.loads((planned.folder / "records" / f"{notebook}.json").read_text())
+        lineage.tell(notebook, page, record, folder / "results" / notebook)
         nbformat.write(_as_page(page, notebook, planned, record), folder / "notebooks" / f"{notebook}.ipynb")
-    shutil.copytree(planned.folder / "results", folder / "results")
     claim_pages.write(planned.folder / "results", folder)
     api_pages.write(folder)
     speed.write(folder)

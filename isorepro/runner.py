@@ -228,6 +228,7 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
             "claims",
             "claim_pages",
             "api_pages",
+            "lineage",
             "speed",
             "book",
             "cli",

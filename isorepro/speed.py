@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from isorepro import paths, plots, stats
+from isorepro import lineage, paths, plots, stats
 from isorepro.errors import DataError
 from isorepro.progress import clock
 from isorepro.results import Results
@@ -223,7 +223,9 @@ def write(draft: Path, record: Path = RECORD) -> None:
     known = load(record)
     measured = as_table(known)
     shown = Results("speed", draft, hashlib.sha256(record.read_bytes()).hexdigest()[:12])
-    compared, grown, bought = ratios(measured), scaling(measured), evening(measured, known["processors"])
+    compared = ratios(measured)
+    grown = scaling(measured)
+    bought = evening(measured, known["processors"])
     shown.table("measured", measured)
     shown.table("ratios", compared, ratio_table(compared))
     whole = measured[measured["measure"].str.startswith("profile ")]
@@ -267,6 +269,18 @@ def write(draft: Path, record: Path = RECORD) -> None:
         for name in ("written", "commit", "processor", "processors", "system", "torch", "minutes")
     }
     shown.numbers(**numbers, hours=HOURS, flat=float(steps[60_000] / steps[10_000]))
+    for name, found in lineage.of_function("speed", "write").items():
+        path = shown.folder / f"{name}.html"
+        made = lineage.footer(
+            {
+                "Data": f'<a href="{shown.link}/measured.csv" download>every measurement</a>, written '
+                f"{known['written']} by <code>benchmarks/speed.py</code> (<code>make bench</code>)",
+                "Library": lineage.library(found.functions),
+                "Rounds": f"up to {measured['round'].nunique()}, over which the intervals are",
+                "Time": f"{known['minutes']} min for the whole benchmark; a build of the book draws what it left",
+            }
+        )
+        paths.write_atomically(path, lineage.beneath(path.read_text(), made))
 
 
 def counted_table(bought: pd.DataFrame) -> pd.DataFrame:

@@ -238,6 +238,57 @@ def test_figures_show_one_drawing_in_the_colours_of_the_page(
     context.close()
 
 
+def test_every_figure_tells_how_it_was_made(run: Path, browser: Browser) -> None:
+    root = run / "book"
+    page = browser.new_page()
+    made = {}
+    for name in pages(run):
+        page.goto((root / name).as_uri())
+        figures = page.locator("figure.isorepro-figure")
+        made[name] = figures.count()
+        for number in range(figures.count()):
+            told = figures.nth(number).locator("details.isorepro-made")
+            assert told.count() == 1, name
+            told.locator("summary").click()
+            assert told.locator("dl").is_visible()
+            links = told.locator("a").evaluate_all("links => links.map(link => link.href)")
+            # That each of them leads somewhere is another test's business.
+            assert any("/_modules/isorepro/plots.html#" in link for link in links), name
+            text = told.inner_text()
+            if name != "speed.html":
+                identity = figures.nth(number).get_attribute("id")
+                assert any(re.search(rf"/notebooks/\w+\.html#{identity}$", link) for link in links), name
+                assert any(re.search(r"/_sources/notebooks/\w+\.ipynb$", link) for link in links), name
+                # The map over β and K has seeds of its own, of which this profile has one.
+                seeds = "0" if identity == "torus-phase" else "0, 1"
+                assert re.search(rf"Seeds\n+{seeds}\n+Time\n+(\d+ s|less than 1 s) in these cells", text), text
+    page.close()
+    assert made["index.html"] == made["speed.html"] == 2
+    assert {f"notebooks/{name}.html": count for name, count in FIGURES.items()}.items() <= made.items()
+
+
+def test_the_first_mention_of_a_term_leads_to_its_row(run: Path) -> None:
+    root = run / "book"
+    terms = yaml.safe_load((book.SOURCES / "notation.yml").read_text())
+    assert {"β", "K", "ε", "LIL", "robust accuracy", "classification rate"} <= {
+        mark for term in terms for mark in term["marks"]
+    }
+    rows = re.findall(r'<tr[^>]* id="term-([^"]+)"', (root / "notation.html").read_text())
+    assert rows == [term["id"] for term in terms]
+    explained = {
+        name: re.findall(
+            r'<a class="isorepro-term" href="[./]*notation\.html#term-([^"]+)"', (root / name).read_text()
+        )
+        for name in pages(run)
+    }
+    for name, found in explained.items():
+        assert len(found) == len(set(found)), name
+    assert {term["id"] for term in terms if term["marks"]} == set().union(*explained.values())
+    assert {"beta", "K", "epsilon", "LIL", "robust-accuracy"} <= set(explained["method.html"])
+    for name in profiles.notebook_names():
+        assert len(explained[f"notebooks/{name}.html"]) > 3, name
+
+
 def test_only_a_page_with_something_to_rotate_loads_the_script_for_it(run: Path) -> None:
     loads = {name: "plotly.min.js" in (run / "book" / name).read_text() for name in pages(run)}
     assert [name for name, found in loads.items() if found] == ["notebooks/rings.html", "notebooks/torus.html"]

@@ -124,7 +124,7 @@ def test_modules_import_only_what_lies_below_them() -> None:
     order += ["ensemble", "health"]
     order += ["cluster", "sweep", "style", "tables", "plots", "results", "profiles", "provenance", "runner"]
     order += ["reference"]
-    order += ["claim_pages", "api_pages", "speed", "book", "cli"]
+    order += ["claim_pages", "api_pages", "lineage", "speed", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
     assert set(order) == set(modules)
     assert order == [name for group in api_pages.GROUPS.values() for name in group]

@@ -64,7 +64,7 @@ class RunFigure(SphinxDirective):
                 self.state_machine.reporter.warning(f"no figure {path.name} among the results", line=self.lineno)
             ]
         up = "../" * self.env.docname.count("/")
-        return [nodes.raw("", markup.replace('href="../results/', f'href="{up}results/'), format="html")]
+        return [nodes.raw("", markup.replace('href="../', f'href="{up}'), format="html")]
 
 
 def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
