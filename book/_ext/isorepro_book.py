@@ -99,6 +99,25 @@ def load_plotly(
             app.add_js_file(f"plotly/{script}", loading_method="defer")
 
 
+# Shows the text once its formulas are set, in three seconds at the latest.
+TYPESETTING = """
+document.documentElement.classList.add("isorepro-typesetting");
+addEventListener("DOMContentLoaded", () => {
+  const show = () => document.documentElement.classList.remove("isorepro-typesetting");
+  setTimeout(show, 3000);
+  Promise.resolve(window.MathJax?.startup?.promise).then(show, show);
+});
+"""
+
+
+def wait_for_formulas(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Have the pages with formulas wait for them, so that their text does not move under the reader's eyes."""
+    if doctree and any(isinstance(node, nodes.math | nodes.math_block) for node in doctree.findall()):
+        app.add_js_file(None, body=TYPESETTING)
+
+
 def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
     """Return a module's source and where its names are defined, read from the file: nothing is imported."""
     path = Path(app.srcdir) / "isorepro" / f"{module.rpartition('.')[2]}.py"
@@ -128,6 +147,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("sphinx.ext.viewcode")
     app.connect("viewcode-find-source", source_of)
     app.connect("html-page-context", load_plotly)
+    app.connect("html-page-context", wait_for_formulas)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_plotly)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
