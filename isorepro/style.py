@@ -173,14 +173,17 @@ ROLES = {
     **{"pst-color-inline-code": INK, "pst-color-text-muted": MUTED, "pst-color-blockquote-notch": MUTED},
     **{"pst-color-background": PAPER, "pst-color-on-background": PAPER, "pst-color-surface": SURFACE},
     **{"pst-color-border": GRID, "pst-color-border-muted": GRID, "pst-color-table-inner-border": GRID},
-    **{"pst-color-table-row-hover-bg": GRID, "sbt-color-announcement": MUTED},
+    **{"pst-color-table-row-hover-bg": SURFACE, "sbt-color-announcement": MUTED},
     **{"pst-color-primary": HELD, "pst-color-primary-text": PAPER, "pst-color-link-higher-contrast": HELD},
     **{"pst-color-primary-highlight": INK, "pst-color-primary-highlight-text": PAPER},
     **{"pst-color-secondary": FOOLED, "pst-color-secondary-text": PAPER, "pst-color-accent": BETWEEN},
+    **{"pst-color-info": HELD, "pst-color-info-text": PAPER},
+    **{"pst-color-warning": FOOLED, "pst-color-warning-text": PAPER},
 }
 """Variables of the book's pages, its own and its theme's, and the colour of the light theme that each has.
 
-The theme shows links in its primary colour, under the pointer in its secondary one, and the focus in its accent.
+The theme shows links in its primary colour, under the pointer in its secondary one, the focus in its accent, a bar
+beside folded code in its colour of information, and the link that skips to the text on its colour of warning.
 """
 
 

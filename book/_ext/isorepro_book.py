@@ -1,13 +1,14 @@
 """Sphinx extension of the book: numbers and figures of the run, and scripts that lie on disk."""
 
 import json
+from collections.abc import Callable
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import desc_parameter, desc_parameterlist, pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
@@ -99,6 +100,28 @@ def load_plotly(
             app.add_js_file(f"plotly/{script}", loading_method="defer")
 
 
+# What Sphinx writes for a node and screen readers do not take: a role that is no more, and a list of definitions
+# without any word defined.
+REWRITTEN = {
+    nodes.citation: {'role="doc-biblioentry"': 'role="listitem"'},
+    desc_parameterlist: {"<dl": "<ul", "</dl": "</ul"},
+    desc_parameter: {"<dd": "<li", "</dd": "</li"},
+}
+
+
+def rewriting(method: str, marks: dict[str, str]) -> Callable[[Any, nodes.Element], None]:
+    """Return a translator's method that writes what its own one does, with some marks replaced."""
+
+    def write(translator: Any, node: nodes.Element) -> None:
+        before = len(translator.body)
+        getattr(type(translator), method)(translator, node)
+        for place in range(before, len(translator.body)):
+            for mark, other in marks.items():
+                translator.body[place] = translator.body[place].replace(mark, other)
+
+    return write
+
+
 # Shows the text once its formulas are set, in three seconds at the latest.
 TYPESETTING = """
 document.documentElement.classList.add("isorepro-typesetting");
@@ -143,6 +166,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("number", Number())
     app.add_role("verdict", Verdict())
     app.add_directive("run-figure", RunFigure)
+    for node, marks in REWRITTEN.items():
+        visit, depart = (rewriting(f"{step}_{node.__name__}", marks) for step in ("visit", "depart"))
+        app.add_node(node, override=True, html=(visit, depart))
     app.connect("missing-reference", resolve_alias)
     app.setup_extension("sphinx.ext.viewcode")
     app.connect("viewcode-find-source", source_of)
