@@ -139,8 +139,8 @@ def inline_svg(figure: Figure, identity: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\bid="', f'id="{identity}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\1{identity}-", svg)
-    svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit-family", svg)
-    svg = svg.replace("inherit-family", "var(--isorepro-font, sans-serif)")
+    # Where the typeface stands, in "font" or in "font-family", depends on the version of matplotlib.
+    svg = re.sub(r"(font(?:-family)?: [^;\"]*?)'[^;\"]*", r"\1var(--isorepro-font, sans-serif)", svg)
     for colour in DARK:
         svg = svg.replace(colour, variable(colour))
     return svg

@@ -438,6 +438,10 @@ def test_inline_figures_follow_the_theme_and_have_ids_of_their_own() -> None:
     # Black only in definitions that a use overrides, which matplotlib writes for its tick marks.
     assert colours <= {"#000000"}
     assert "var(--isorepro-" in svg
+    texts = re.findall(r"<text style=\"([^\"]*)", svg)
+    assert texts
+    assert all("var(--isorepro-font, sans-serif)" in text for text in texts)
+    assert "DejaVu" not in svg
     assert all(identity.startswith("one-") for identity in re.findall(r'\bid="([^"]+)"', svg))
     for target in re.findall(r'(?:href="|url\()#([^")]+)', svg):
         assert f'id="{target}"' in svg
