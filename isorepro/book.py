@@ -88,7 +88,7 @@ def assemble(planned: Plan, folder: Path) -> None:
         InputError: :data:`REPOSITORY` is no address on GitHub.
         NotebookError: as :func:`isorepro.lineage.tell`.
     """
-    from isorepro import speed  # with matplotlib, which only a build needs
+    from isorepro import speed, style  # with matplotlib, which only a build needs
 
     shutil.copytree(SOURCES, folder)
     shutil.copytree(paths.ROOT / "isorepro", folder / "isorepro", ignore=shutil.ignore_patterns("__pycache__"))
@@ -102,6 +102,7 @@ def assemble(planned: Plan, folder: Path) -> None:
     claim_pages.write(planned.folder / "results", folder)
     api_pages.write(folder)
     speed.write(folder)
+    paths.write_atomically(folder / "_static" / "isorepro-theme.css", style.stylesheet())
     # The results are linked from the pages as files of the site as well.
     shutil.copytree(folder / "results", folder / "_extra" / "results")
     config = yaml.safe_load((folder / "_config.yml").read_text())

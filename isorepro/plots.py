@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from isorepro.style import (
     CATEGORIES,
     CYCLE,
+    DARK_PAGES,
     FOOLED,
     GRID,
     HELD,
@@ -38,6 +39,7 @@ from isorepro.style import (
     SEQUENCE,
     STRETCH,
     WIDE,
+    plotly_template,
 )
 from isorepro.tables import beta_name, short_number
 
@@ -325,7 +327,8 @@ def rotatable(points: pd.DataFrame, *, colour: Sequence[str]) -> dict[str, Any]:
         ``colourings``: ``name``, ``kind`` ("class" or "angle"), ``palette`` and, of classes, their ``labels``.
         ``spaces``: ``title``, the coordinates ``x``, ``y`` and ``z`` to four significant digits, ``cube`` (three
         ranges of one length) and ``colours`` (for each colouring the points' places in its palette).
-        ``eye``: the direction from which one looks. ``theme``: the colours that follow the page's theme.
+        ``eye``: the direction from which one looks. ``theme``: the templates of plotly for a ``light`` and
+        a ``dark`` page, and a selector of dark ``pages``.
 
     Raises:
         ValueError: as :func:`spaces`.
@@ -352,7 +355,7 @@ def rotatable(points: pd.DataFrame, *, colour: Sequence[str]) -> dict[str, Any]:
         ],
         "spaces": drawn,
         "eye": [round(float(part), 4) for part in eye],
-        "theme": {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER},
+        "theme": {"light": plotly_template(), "dark": plotly_template(dark=True), "pages": ",".join(DARK_PAGES)},
     }
 
 

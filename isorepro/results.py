@@ -187,12 +187,19 @@ _TURNING = (
 )
 
 
+def _place(data: dict[str, Any]) -> str:
+    """Return how many boxes a figure to rotate has, as CSS: a page keeps their place before they come."""
+    spaces = len(data["spaces"])
+    columns = 2 if spaces == 4 else min(spaces, 3)
+    return f"--spaces:{spaces};--columns:{columns};--rows:{-(-spaces // columns)}"
+
+
 def _turning(data: dict[str, Any]) -> str:
     """Return the container that ``rotatable.js`` fills; hidden until it has."""
     # "<" only as an escape: no text in the data can end the script or open a comment in it.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
     script = f'<script type="application/json">{text}</script>'
-    return f'<style>{_TURNING}</style><div class="isorepro-rotatable" hidden>{script}</div>'
+    return f'<style>{_TURNING}</style><div class="isorepro-rotatable" style="{_place(data)}" hidden>{script}</div>'
 
 
 LONGEST = 300

@@ -9,12 +9,8 @@
     return Boolean(context);
   }
 
-  // The colours of the page's theme, by the variables that the drawings take them from.
-  function theme(container, colours) {
-    const style = getComputedStyle(container);
-    const shown = (name) => style.getPropertyValue(`--isorepro-${colours[name].slice(1)}`).trim() || colours[name];
-    return Object.fromEntries(Object.keys(colours).map((name) => [name, shown(name)]));
-  }
+  // The house style as a template of plotly: the one for the page's theme.
+  const theme = (container, { light, dark, pages }) => (container.closest(pages) ? dark : light);
 
   const marker = (space, colouring, number) => space.colours[number].map((place) => colouring.palette[place]);
 
@@ -24,20 +20,18 @@
     return space.colours[number].map((place) => `${colouring.name}: ${name(place)}`.replaceAll("<", "&lt;"));
   }
 
-  function layout(space, data, colours) {
-    const line = { color: colours.grid, gridcolor: colours.grid, linecolor: colours.muted };
-    const quiet = { showticklabels: false, showspikes: false, zeroline: false, showbackground: false, ticks: "" };
+  function layout(space, data, template) {
+    const quiet = { showticklabels: false, showspikes: false, zeroline: false, ticks: "" };
     const bare = { ...quiet, title: { text: "" }, nticks: 5, showline: true, mirror: true };
-    const axis = (range) => ({ range, ...bare, ...line });
+    const axis = (range) => ({ range, ...bare });
     const [xaxis, yaxis, zaxis] = space.cube.map(axis);
     // At this distance the corners stay in view from wherever one looks.
     const [x, y, z] = data.eye.map((part) => 2.4 * part);
     const camera = { eye: { x, y, z }, center: { x: 0, y: 0, z: -0.05 } };
     return {
+      template,
       scene: { xaxis, yaxis, zaxis, aspectmode: "cube", camera, dragmode: "orbit" },
       margin: { l: 0, r: 0, t: 0, b: 0 },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      hoverlabel: { bgcolor: colours.paper, bordercolor: colours.muted, font: { color: colours.ink } },
       showlegend: false,
     };
   }
@@ -82,9 +76,9 @@
     const figure = container.parentElement;
     const plots = [];
     const themes = new MutationObserver(() => {
-      const colours = theme(container, data.theme);
+      const template = theme(container, data.theme);
       plots.forEach((plot, place) => {
-        const fresh = layout(data.spaces[place], data, colours);
+        const fresh = layout(data.spaces[place], data, template);
         fresh.scene.camera = plot._fullLayout.scene._scene.getCamera(); // as the reader turned it
         Plotly.relayout(plot, fresh);
       });
@@ -95,6 +89,7 @@
       plots.forEach(Plotly.purge);
       figure.classList.remove("isorepro-turns");
       container.hidden = true;
+      figure.classList.add("isorepro-still");
     };
     const choice = element("div", "isorepro-choice");
     const legend = element("div", "");
@@ -103,7 +98,6 @@
     const hint = touch ? "Swipe sideways to rotate, up or down to scroll." : "Drag to rotate.";
     choice.setAttribute("role", "group");
     choice.setAttribute("aria-label", "Colour the points by");
-    grid.style.setProperty("--columns", data.spaces.length === 4 ? 2 : Math.min(data.spaces.length, 3));
 
     const choose = (number) => {
       const colouring = data.colourings[number];
@@ -128,7 +122,7 @@
     container.append(choice, legend, grid, element("p", "isorepro-hint", hint));
     container.hidden = false; // Plotly measures
     try {
-      const colours = theme(container, data.theme);
+      const template = theme(container, data.theme);
       for (const space of data.spaces) {
         const box = element("div", "isorepro-space", space.title);
         const plot = element("div", "isorepro-plot");
@@ -140,7 +134,7 @@
         const trace = { type: "scatter3d", mode: "markers", x, y, z, marker: dots, hoverinfo: "text" };
         sharedGestures(plot);
         plots.push(plot);
-        await Plotly.newPlot(plot, [trace], layout(space, data, colours), config);
+        await Plotly.newPlot(plot, [trace], layout(space, data, template), config);
         plot.on("plotly_webglcontextlost", () => fail());
       }
       choose(0);
@@ -152,9 +146,10 @@
     themes.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
   }
 
-  if (typeof Plotly === "undefined" || !webgl()) return;
+  const able = typeof Plotly !== "undefined" && webgl();
   document.querySelectorAll(".isorepro-rotatable:not([data-seen])").forEach((container) => {
     container.dataset.seen = "";
-    show(container);
+    if (able) show(container);
+    else container.parentElement.classList.add("isorepro-still");
   });
 })();

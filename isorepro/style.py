@@ -1,4 +1,4 @@
-"""The house style, light and dark: colours, look, and how a figure becomes a file or part of a page."""
+"""The house style, light and dark: colours and letters of figures and pages; how a figure becomes part of one."""
 
 import io
 import re
@@ -14,6 +14,19 @@ INK, MUTED, GRID, PAPER = "#1d2733", "#56616d", "#d9dee4", "#ffffff"
 HELD, FOOLED = "#0063a6", "#c0430a"
 """Colours of an image that is still classified correctly and of one that fools the network."""
 
+BETWEEN, SURFACE = "#7a3fa0", "#f2f4f7"
+"""Colours of what holds in part, and of the ground of code and of every other row of a table."""
+
+FONT = '-apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
+CODE_FONT = 'ui-monospace, "Cascadia Mono", Menlo, Consolas, "Liberation Mono", "DejaVu Sans Mono", monospace'
+"""Typefaces of pages and figures: those the reader's own system is written in.
+
+Not ``system-ui``, which in some languages is a face without Greek letters of its own.
+"""
+
+SIZES = {"fine": 0.8125, "small": 0.875, "caption": 0.9375, "h4": 1.125, "h3": 1.3125, "h2": 1.625, "h1": 2.125}
+"""Sizes of letters on a page, relative to those of its text."""
+
 # A sequence whose steps differ in lightness as well as hue, so that it survives colour blindness and grey;
 # its dark end shows on a light page, its light end on a dark one.
 _PLASMA = mpl.colormaps["plasma"]
@@ -26,12 +39,17 @@ DARK = {
     PAPER: "#14181e",
     HELD: "#56b4e9",
     FOOLED: "#ff9257",
+    BETWEEN: "#c9a3f0",
+    SURFACE: "#20272f",
     **{
         light: mpl.colors.to_hex(_PLASMA(position))
         for light, position in zip(SEQUENCE, np.linspace(0.40, 0.97, 12), strict=True)
     },
 }
 """The colour that stands for each colour on a dark page."""
+
+DARK_PAGES = ('html[data-theme="dark"]', 'body[data-jp-theme-light="false"]')
+"""Selectors of a dark page: of the book, and of Jupyter."""
 
 CATEGORIES = (
     "#8028ff",
@@ -121,18 +139,109 @@ def inline_svg(figure: Figure, identity: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\bid="', f'id="{identity}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\1{identity}-", svg)
-    svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit-family", svg)
-    svg = svg.replace("inherit-family", "var(--isorepro-font, sans-serif)")
+    # Where the typeface stands, in "font" or in "font-family", depends on the version of matplotlib.
+    svg = re.sub(r"(font(?:-family)?: [^;\"]*?)'[^;\"]*", r"\1var(--isorepro-font, sans-serif)", svg)
     for colour in DARK:
-        svg = svg.replace(colour, f"var(--isorepro-{colour[1:]}, {colour})")
+        svg = svg.replace(colour, variable(colour))
     return svg
 
 
+def variable(colour: str) -> str:
+    """Return the CSS variable for a colour, which is the colour itself on a page that does not set it.
+
+    Args:
+        colour: one of the light theme.
+
+    Raises:
+        ValueError: the colour has none that stands for it on a dark page.
+    """
+    if colour not in DARK:
+        raise ValueError(f"colour: '{colour}' has no dark one")
+    return f"var(--isorepro-{colour[1:]}, {colour})"
+
+
 def dark_theme(selector: str) -> str:
-    """Return the CSS that gives the figures below ``selector`` their dark colours on a dark page."""
+    """Return the CSS that gives the figures below ``selector`` their dark colours on a dark page, not on paper."""
     values = ";".join(f"--isorepro-{light[1:]}:{dark}" for light, dark in DARK.items())
-    pages = 'html[data-theme="dark"]', 'body[data-jp-theme-light="false"]'
-    return ",".join(f"{page} {selector}" for page in pages) + "{" + values + "}"
+    pages = ",".join(f"{page} {selector}" for page in DARK_PAGES)
+    return f"@media screen{{{pages}{{{values}}}}}"
+
+
+ROLES = {
+    **{"isorepro-holds": HELD, "isorepro-partly": BETWEEN, "isorepro-fails": FOOLED, "isorepro-open": MUTED},
+    **{"pst-color-text-base": INK, "pst-color-muted": INK, "pst-color-table": INK, "pst-color-on-surface": INK},
+    **{"pst-color-inline-code": INK, "pst-color-text-muted": MUTED, "pst-color-blockquote-notch": MUTED},
+    **{"pst-color-background": PAPER, "pst-color-on-background": PAPER, "pst-color-surface": SURFACE},
+    **{"pst-color-border": GRID, "pst-color-border-muted": GRID, "pst-color-table-inner-border": GRID},
+    **{"pst-color-table-row-hover-bg": SURFACE, "sbt-color-announcement": MUTED},
+    **{"pst-color-primary": HELD, "pst-color-primary-text": PAPER, "pst-color-link-higher-contrast": HELD},
+    **{"pst-color-primary-highlight": INK, "pst-color-primary-highlight-text": PAPER},
+    **{"pst-color-secondary": FOOLED, "pst-color-secondary-text": PAPER, "pst-color-accent": BETWEEN},
+    **{"pst-color-info": HELD, "pst-color-info-text": PAPER},
+    **{"pst-color-warning": FOOLED, "pst-color-warning-text": PAPER},
+}
+"""Variables of the book's pages, its own and its theme's, and the colour of the light theme that each has.
+
+The theme shows links in its primary colour, under the pointer in its secondary one, the focus in its accent, a bar
+beside folded code in its colour of information, and the link that skips to the text on its colour of warning.
+"""
+
+
+def stylesheet() -> str:
+    """Return the CSS that gives the book's pages the colours, typefaces and sizes of this module."""
+
+    def colours(theme: str) -> str:
+        shown = {name: DARK[light] if theme == "dark" else light for name, light in ROLES.items()}
+        return f"{{ color-scheme: {theme}; {_declarations(shown)} }}"
+
+    letters = {
+        "isorepro-font": FONT,
+        **{f"pst-font-family-{use}": "var(--isorepro-font)" for use in ("base", "heading")},
+        "pst-font-family-monospace": CODE_FONT,
+        **{f"isorepro-{name}": f"{size}rem" for name, size in SIZES.items()},
+        **{f"pst-font-size-{name}": f"var(--isorepro-{name})" for name in SIZES if name.startswith("h")},
+    }
+    # On paper every page is light. "auto" is the theme before its script has run.
+    rules = [
+        f"html[data-theme] {{ {_declarations(letters)} }}",
+        f"html[data-theme] {colours('light')}",
+        f"@media screen {{ html[data-theme=dark] {colours('dark')} }}",
+        f"@media screen and (prefers-color-scheme: dark) {{ html[data-theme=auto] {colours('dark')} }}",
+    ]
+    return "\n".join(["/* Made by isorepro.style. */", *rules, ""])
+
+
+def _declarations(values: dict[str, str]) -> str:
+    return " ".join(f"--{name}: {value};" for name, value in values.items())
+
+
+def plotly_template(*, dark: bool = False) -> dict[str, Any]:
+    """Return the house style as plotly takes it in ``layout.template``, in Python and in JavaScript.
+
+    Args:
+        dark: for a dark page.
+    """
+
+    def shown(colour: str) -> str:
+        return DARK[colour] if dark else colour
+
+    letters, clear = {"family": FONT, "color": shown(INK)}, "rgba(0,0,0,0)"
+    lines = {"gridcolor": shown(GRID), "linecolor": shown(MUTED), "zerolinecolor": shown(GRID)}
+    axis = {"color": shown(MUTED), **lines}
+    steps = np.linspace(0, 1, len(SEQUENCE)).tolist()
+    return {
+        "layout": {
+            "font": letters,
+            "paper_bgcolor": clear,
+            "plot_bgcolor": clear,
+            "colorway": list(CATEGORIES),
+            "colorscale": {"sequential": [list(pair) for pair in zip(steps, map(shown, SEQUENCE), strict=True)]},
+            "hoverlabel": {"bgcolor": shown(PAPER), "bordercolor": shown(MUTED), "font": letters},
+            "xaxis": axis,
+            "yaxis": axis,
+            "scene": {f"{name}axis": {**axis, "showbackground": False} for name in "xyz"},
+        }
+    }
 
 
 def standalone(figure: Figure, kind: str, source: str) -> bytes:

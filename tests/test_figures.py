@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from isorepro import plots, style, tables
+from isorepro import paths, plots, style, tables
 from isorepro.results import Results
 
 
@@ -45,10 +46,65 @@ def test_colours_have_the_contrast_that_wcag_asks(ground: str, text: float, line
         return colour if ground == "light" else style.DARK[colour]
 
     paper = shown(style.PAPER)
-    assert all(
-        contrast(shown(colour), paper) >= text for colour in (style.INK, style.MUTED, style.HELD, style.FOOLED)
-    )
+    letters = (style.INK, style.MUTED, style.HELD, style.FOOLED, style.BETWEEN)
+    for under in (paper, shown(style.SURFACE)):
+        assert all(contrast(shown(colour), under) >= text for colour in letters)
     assert all(contrast(shown(colour), paper) >= lines for colour in style.SEQUENCE)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_template_of_plotly_is_valid_and_has_the_colours_of_the_style(dark: bool) -> None:
+    template = style.plotly_template(dark=dark)
+    assert json.loads(json.dumps(template)) == template
+    figure = go.Figure(layout={"template": go.layout.Template(template)}).layout.template.layout
+
+    def shown(colour: str) -> str:
+        return style.DARK[colour] if dark else colour
+
+    assert figure.colorway == style.CATEGORIES
+    assert [colour for _, colour in figure.colorscale.sequential] == [shown(colour) for colour in style.SEQUENCE]
+    assert (figure.font.color, figure.font.family) == (shown(style.INK), style.FONT)
+    assert (figure.hoverlabel.bgcolor, figure.hoverlabel.font.color) == (shown(style.PAPER), shown(style.INK))
+    for axis in (figure.xaxis, figure.yaxis, figure.scene.xaxis, figure.scene.yaxis, figure.scene.zaxis):
+        assert (axis.gridcolor, axis.linecolor) == (shown(style.GRID), shown(style.MUTED))
+
+
+def hexes(text: str) -> set[str]:
+    return {found.lower() for found in re.findall(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})\b", text)}
+
+
+def test_no_colour_is_written_but_in_the_style() -> None:
+    known = {*style.DARK, *style.DARK.values(), *style.CATEGORIES, *style.CYCLE}
+    package = paths.ROOT / "isorepro"
+    files = [*package.glob("*.js"), *package.glob("*.css"), *(paths.ROOT / "book/_static").iterdir()]
+    files += [package / f"{name}.py" for name in ("results", "claim_pages", "api_pages", "tables", "book")]
+    assert {"rotatable.js", "book.css", "results.py"} <= {path.name for path in files}
+    assert {path.name: hexes(path.read_text()) - known for path in files} == {path.name: set() for path in files}
+    assert hexes(style.stylesheet()) <= known
+
+
+def test_the_css_of_pages_has_the_variables_sizes_and_typefaces_of_the_style() -> None:
+    css, theme = (paths.ROOT / "book/_static/book.css").read_text(), style.stylesheet()
+    declared = set(re.findall(r"(--[a-z0-9-]+):", theme))
+    assert {
+        f"--isorepro-{name}" for name in (*style.SIZES, "font", "holds", "partly", "fails", "open")
+    } <= declared
+    assert set(re.findall(r"var\((--isorepro-[a-z0-9-]+)", css)) <= declared
+    for size in re.findall(r"font-size: ([^;]+);", css):
+        assert re.fullmatch(r"var\(--isorepro-[a-z0-9]+\)|[\d.]+em", size), size
+    assert set(re.findall(r"font-family: ([^;]+);", css)) <= {"inherit"}
+    # Light on paper, whatever the theme: what is dark is for screens.
+    dark = {style.DARK[light] for light in style.ROLES.values()}
+    on_paper = "".join(line for line in theme.splitlines() if not line.startswith("@media screen"))
+    assert not hexes(on_paper) & (dark - set(style.ROLES.values()))
+    assert f"--pst-color-text-base: {style.INK};" in on_paper
+    assert f"--pst-color-text-base: {style.DARK[style.INK]};" in theme
+
+
+def test_a_colour_without_a_dark_one_has_no_variable() -> None:
+    assert style.variable(style.INK) == f"var(--isorepro-{style.INK[1:]}, {style.INK})"
+    with pytest.raises(ValueError, match="has no dark one"):
+        style.variable("#123456")
 
 
 def test_the_sequence_grows_lighter_so_that_it_survives_grey() -> None:
@@ -313,7 +369,7 @@ def rotatable_figure(folder: Path, **options: object) -> tuple[Results, str]:
 
 def test_a_rotatable_figure_holds_its_points_and_keeps_its_drawings(tmp_path: Path) -> None:
     _, markup = rotatable_figure(tmp_path, rotatable=plots.rotatable)
-    (text,) = re.findall(r'<div class="isorepro-rotatable" hidden><script[^>]*>(.*?)</script></div>', markup)
+    (text,) = re.findall(r'<div class="isorepro-rotatable"[^>]* hidden><script[^>]*>(.*?)</script></div>', markup)
     assert "<" not in text
     data = json.loads(text)
     assert data == plots.rotatable(rings(), colour=["ring", "angle"])
@@ -382,6 +438,10 @@ def test_inline_figures_follow_the_theme_and_have_ids_of_their_own() -> None:
     # Black only in definitions that a use overrides, which matplotlib writes for its tick marks.
     assert colours <= {"#000000"}
     assert "var(--isorepro-" in svg
+    texts = re.findall(r"<text style=\"([^\"]*)", svg)
+    assert texts
+    assert all("var(--isorepro-font, sans-serif)" in text for text in texts)
+    assert "DejaVu" not in svg
     assert all(identity.startswith("one-") for identity in re.findall(r'\bid="([^"]+)"', svg))
     for target in re.findall(r'(?:href="|url\()#([^")]+)', svg):
         assert f'id="{target}"' in svg

@@ -1,13 +1,14 @@
 """Sphinx extension of the book: numbers and figures of the run, and scripts that lie on disk."""
 
 import json
+from collections.abc import Callable
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import desc_parameter, desc_parameterlist, pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
@@ -99,6 +100,47 @@ def load_plotly(
             app.add_js_file(f"plotly/{script}", loading_method="defer")
 
 
+# What Sphinx writes for a node and screen readers do not take: a role that is no more, and a list of definitions
+# without any word defined.
+REWRITTEN = {
+    nodes.citation: {'role="doc-biblioentry"': 'role="listitem"'},
+    desc_parameterlist: {"<dl": "<ul", "</dl": "</ul"},
+    desc_parameter: {"<dd": "<li", "</dd": "</li"},
+}
+
+
+def rewriting(method: str, marks: dict[str, str]) -> Callable[[Any, nodes.Element], None]:
+    """Return a translator's method that writes what its own one does, with some marks replaced."""
+
+    def write(translator: Any, node: nodes.Element) -> None:
+        before = len(translator.body)
+        getattr(type(translator), method)(translator, node)
+        for place in range(before, len(translator.body)):
+            for mark, other in marks.items():
+                translator.body[place] = translator.body[place].replace(mark, other)
+
+    return write
+
+
+# Shows the text once its formulas are set, in three seconds at the latest.
+TYPESETTING = """
+document.documentElement.classList.add("isorepro-typesetting");
+addEventListener("DOMContentLoaded", () => {
+  const show = () => document.documentElement.classList.remove("isorepro-typesetting");
+  setTimeout(show, 3000);
+  Promise.resolve(window.MathJax?.startup?.promise).then(show, show);
+});
+"""
+
+
+def wait_for_formulas(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Have the pages with formulas wait for them, so that their text does not move under the reader's eyes."""
+    if doctree and any(isinstance(node, nodes.math | nodes.math_block) for node in doctree.findall()):
+        app.add_js_file(None, body=TYPESETTING)
+
+
 def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
     """Return a module's source and where its names are defined, read from the file: nothing is imported."""
     path = Path(app.srcdir) / "isorepro" / f"{module.rpartition('.')[2]}.py"
@@ -124,10 +166,14 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("number", Number())
     app.add_role("verdict", Verdict())
     app.add_directive("run-figure", RunFigure)
+    for node, marks in REWRITTEN.items():
+        visit, depart = (rewriting(f"{step}_{node.__name__}", marks) for step in ("visit", "depart"))
+        app.add_node(node, override=True, html=(visit, depart))
     app.connect("missing-reference", resolve_alias)
     app.setup_extension("sphinx.ext.viewcode")
     app.connect("viewcode-find-source", source_of)
     app.connect("html-page-context", load_plotly)
+    app.connect("html-page-context", wait_for_formulas)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_plotly)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
