@@ -23,6 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "robustness",
             "geometry",
             "structure",
+            "dynamics",
             "boundary",
             "stacks",
             "released",

@@ -367,6 +367,28 @@ def principal_coordinates(points: Tensor, dimensions: int) -> tuple[Tensor, Tens
     return coordinates * torch.where(largest < 0, -1.0, 1.0), shares
 
 
+def principal_axes(points: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Return the centre and the axes that :func:`principal_coordinates` are taken in, to see other points there.
+
+    Args:
+        points: (N, …).
+        dimensions: number of axes.
+
+    Returns:
+        (D,) and (D, dimensions), double precision: (points − centre) @ axes are the principal coordinates. An axis
+        along which the points have no extent is zero.
+
+    Raises:
+        InputError: fewer than two points, or points that are not finite.
+    """
+    flat = _flat(points)
+    centre = flat.mean(0)
+    coordinates, _ = principal_coordinates(points, dimensions)
+    # With X = U S Vᵀ the coordinates are U S (signed), and Xᵀ U S = V S².
+    power = coordinates.square().sum(0).clamp_min(torch.finfo(flat.dtype).tiny)
+    return centre, (flat - centre).T @ coordinates / power
+
+
 def align(reference: Tensor, points: Tensor) -> Tensor:
     """Return the points shifted, turned or mirrored, and scaled to lie nearest to a reference (Procrustes).
 

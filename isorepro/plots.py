@@ -5,6 +5,7 @@ colours of the light theme and returns a matplotlib figure; :func:`isorepro.styl
 in a form that follows the page's theme.
 """
 
+import base64
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -346,6 +347,11 @@ def rotatable(points: pd.DataFrame, *, colour: Sequence[str]) -> dict[str, Any]:
                 "colours": [one.indices[shown].tolist() for one in colourings],
             }
         )
+    return _to_rotate(colourings, drawn)
+
+
+def _to_rotate(colourings: Sequence["_Colouring"], drawn: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what :func:`rotatable` does for spaces drawn in some colourings."""
     elevation, azimuth = np.deg2rad([ELEVATION, AZIMUTH])
     eye = np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)
     return {
@@ -357,6 +363,101 @@ def rotatable(points: pd.DataFrame, *, colour: Sequence[str]) -> dict[str, Any]:
         "eye": [round(float(part), 4) for part in eye],
         "theme": {"light": plotly_template(), "dark": plotly_template(dark=True), "pages": ",".join(DARK_PAGES)},
     }
+
+
+WATCHED = {False: 5, True: 3}
+"""Epochs of a training that a drawing shows, evenly spaced among those that are known: wide, and narrow."""
+
+
+def training_frames(frames: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False) -> Figure:
+    """Draw clouds of points at some epochs of a training in boxes: a row per space, a column per epoch.
+
+    The boxes of a space have one scale, which holds all of its epochs.
+
+    Args:
+        frames: one row per space, epoch and point: ``space`` (the title of its row; in order of appearance),
+            ``epoch``, ``x``, ``y``, ``z``, and the columns that ``colour`` names.
+        colour: as for :func:`spaces`; the first one is drawn.
+        narrow: fewer epochs, for a phone's width.
+
+    Raises:
+        ValueError: as :func:`spaces`.
+    """
+    one = _colouring(frames, colour[0])
+    names, epochs = list(frames["space"].drop_duplicates()), sorted(frames["epoch"].unique())
+    columns = min(WATCHED[narrow], len(epochs))
+    shown = [epochs[place] for place in np.linspace(0, len(epochs) - 1, columns).round().astype(int)]
+    width, left, title = (NARROW if narrow else WIDE), 0.26, 0.24
+    box = (width - left) / columns
+    key = _key_height(one, width)
+    height = key + title + box * len(names)
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("none")
+    _key(figure, one, 0.0, width, height)
+    size = 8 if narrow else 10
+    for row, name in enumerate(names):
+        of_space = (frames["space"] == name).to_numpy()
+        cube = _cube(frames[of_space])
+        bottom = height - key - title - (row + 1) * box
+        figure.text(
+            0.13 / width, (bottom + box / 2) / height, name, rotation=90, ha="center", va="center", weight="bold",
+            size=size,
+        )  # fmt: skip
+        for place, epoch in enumerate(shown):
+            chosen = of_space & (frames["epoch"] == epoch).to_numpy()
+            x = left + place * box
+            axes = figure.add_axes((x / width, bottom / height, box / width, box / height), projection="3d")
+            _box(axes, frames[chosen], [one.palette[index] for index in one.indices[chosen]], size=box, cube=cube)
+            if not row:
+                figure.text(
+                    (x + box / 2) / width, (bottom + box) / height, f"epoch {epoch:,}", ha="center", va="bottom",
+                    size=size,
+                )  # fmt: skip
+    return figure
+
+
+def rotatable_frames(frames: pd.DataFrame, *, colour: Sequence[str]) -> dict[str, Any]:
+    """Return the whole training of which :func:`training_frames` draws some epochs, to rotate and to play.
+
+    Args:
+        frames: as for :func:`training_frames`, with ``state``, the same for all points of a space and epoch: what
+            is told of them, as text. Each space has the same epochs, and each epoch the same points in order.
+        colour: columns to colour by.
+
+    Returns:
+        As :func:`rotatable`, but instead of ``x``, ``y`` and ``z`` each space has ``frames``, base64 of unsigned
+        little-endian 16-bit integers (epochs, 3, points) that count along the edges of ``cube`` from 0 at the one
+        end to 65535 at the other, and ``states`` (epochs,). ``epochs``: their numbers.
+
+    Raises:
+        ValueError: as :func:`spaces`, or spaces with other epochs, or epochs with other points.
+    """
+    colourings = [_colouring(frames, column) for column in colour]
+    epochs = sorted(frames["epoch"].unique().tolist())
+    drawn = []
+    for name in frames["space"].drop_duplicates():
+        shown = (frames["space"] == name).to_numpy()
+        rows, cube = frames[shown], np.array(_cube(frames[shown]))
+        count, rest = divmod(len(rows), len(epochs))
+        in_order = not rest and (rows["epoch"].to_numpy() == np.repeat(epochs, count)).all()
+        colours = [one.indices[shown].reshape(len(epochs), count) for one in colourings] if in_order else []
+        if not in_order or any((found != found[0]).any() for found in colours):
+            raise ValueError(
+                f"frames: '{name}' must have the epochs of the others in order, each with the same points"
+            )
+        places = rows[["x", "y", "z"]].to_numpy().reshape(len(epochs), -1, 3).transpose(0, 2, 1)
+        low, high = cube[:, :1], cube[:, 1:]
+        counted = ((places - low) / (high - low) * 65535).round().astype("<u2")
+        drawn.append(
+            {
+                "title": str(name),
+                "frames": base64.b64encode(counted.tobytes()).decode(),
+                "states": rows.drop_duplicates("epoch")["state"].tolist(),
+                "cube": cube.tolist(),
+                "colours": [found[0].tolist() for found in colours],
+            }
+        )
+    return {**_to_rotate(colourings, drawn), "epochs": epochs}
 
 
 @dataclass(frozen=True)
@@ -393,12 +494,19 @@ def _cube(points: pd.DataFrame) -> list[tuple[float, float]]:
     return [(float(middle) - half, float(middle) + half) for middle in (low + high) / 2]
 
 
-def _box(axes: Axes3D, points: pd.DataFrame, colours: list[str], *, size: float) -> None:
+def _box(
+    axes: Axes3D,
+    points: pd.DataFrame,
+    colours: list[str],
+    *,
+    size: float,
+    cube: list[tuple[float, float]] | None = None,
+) -> None:
     axes.patch.set_visible(False)
     axes.scatter(
         points["x"], points["y"], points["z"], c=colours, s=2.4 * size**2, lw=0, depthshade=False, rasterized=True
     )
-    for axis, ends in zip((axes.xaxis, axes.yaxis, axes.zaxis), _cube(points), strict=True):
+    for axis, ends in zip((axes.xaxis, axes.yaxis, axes.zaxis), cube or _cube(points), strict=True):
         axis.set_major_locator(LinearLocator(5))
         axis.set_tick_params(length=0, labelleft=False, labelbottom=False, labelright=False, labeltop=False)
         axis.set_ticklabels([])

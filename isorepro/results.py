@@ -107,8 +107,8 @@ class Results:
             alt: what one sees, for those who do not see it.
             data: the tidy table behind it, written as CSV.
             shown: the table shown under the figure, ready formatted; ``data`` without it.
-            rotatable: a function of :mod:`isorepro.plots` that returns the figure as data to rotate; called as
-                ``draw`` is. The drawings stay, for paper and for browsers without JavaScript or WebGL.
+            rotatable: a function of :mod:`isorepro.plots` that returns the figure as data to rotate, or to play;
+                called as ``draw`` is. The drawings stay, for paper and for browsers without JavaScript or WebGL.
 
         Raises:
             ValueError: ``rotatable`` returned a number that is not finite.
@@ -167,11 +167,12 @@ _LAYOUT = (
 
 _TURNING = (
     ".isorepro-choice{display:flex;flex-wrap:wrap;gap:.4rem .5rem;align-items:center;margin:0 0 .5rem}"
-    ".isorepro-choice button{font:inherit;font-size:.9rem;padding:.3rem .8rem;border-radius:1rem;cursor:pointer;"
-    "color:inherit;background:none;border:1px solid var(--isorepro-56616d,#56616d)}"
+    ".isorepro-rotatable button{font:inherit;font-size:.9rem;padding:.3rem .8rem;border-radius:1rem;"
+    "cursor:pointer;color:inherit;background:none;border:1px solid var(--isorepro-56616d,#56616d)}"
     ".isorepro-choice button[aria-pressed=true]{color:var(--isorepro-ffffff,#ffffff);"
     "background:var(--isorepro-1d2733,#1d2733)}"
-    ".isorepro-choice button:focus-visible{outline:2px solid var(--isorepro-0063a6,#0063a6);outline-offset:2px}"
+    ".isorepro-rotatable :is(button,input):focus-visible{outline:2px solid var(--isorepro-0063a6,#0063a6);"
+    "outline-offset:2px}"
     ".isorepro-rotatable{color:var(--isorepro-1d2733,#1d2733)}.isorepro-rotatable[hidden]{display:none}"
     ".isorepro-key{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.87rem;line-height:1.5;min-height:1.6rem;"
     "align-items:center;margin-bottom:.6rem}.isorepro-key>span{display:inline-flex;align-items:center;gap:.4rem}"
@@ -179,19 +180,26 @@ _TURNING = (
     ".isorepro-key i.isorepro-turn{width:10rem;border-radius:.4rem}"
     ".isorepro-spaces{display:grid;grid-template-columns:repeat(var(--columns),minmax(0,1fr));gap:.5rem}"
     ".isorepro-space{text-align:center;font-weight:700}.isorepro-plot{aspect-ratio:1}"
+    ".isorepro-clock{display:flex;flex-wrap:wrap;gap:.3rem .8rem;align-items:center;margin:0 0 .6rem}"
+    ".isorepro-clock input{flex:1 1 9rem;min-width:0;height:2rem;margin:0;"
+    "accent-color:var(--isorepro-0063a6,#0063a6)}.isorepro-clock button{min-width:4.6rem}"
+    ".isorepro-epoch,.isorepro-state{font-variant-numeric:tabular-nums}"
+    ".isorepro-epoch{min-width:10.5rem;text-align:right}"
+    ".isorepro-state{font-size:.82rem;font-weight:400;line-height:1.4;margin:0}"
     ".isorepro-hint{font-size:.82rem;margin:.2rem 0 0;color:var(--isorepro-56616d,#56616d)}"
     "@media(max-width:600px){.isorepro-spaces{grid-template-columns:minmax(0,1fr)}"
-    ".isorepro-plot{aspect-ratio:auto;height:300px}}"
+    ".isorepro-plot{aspect-ratio:auto;height:300px}.isorepro-watched .isorepro-plot{height:230px}}"
     "@media screen{.isorepro-turns>.isorepro-wide,.isorepro-turns>.isorepro-narrow{display:none}}"
     "@media print{.isorepro-rotatable{display:none}}"
 )
 
 
 def _place(data: dict[str, Any]) -> str:
-    """Return how many boxes a figure to rotate has, as CSS: a page keeps their place before they come."""
+    """Return as CSS how many boxes a figure to rotate has, and clocks: a page keeps their place before they come."""
     spaces = len(data["spaces"])
     columns = 2 if spaces == 4 else min(spaces, 3)
-    return f"--spaces:{spaces};--columns:{columns};--rows:{-(-spaces // columns)}"
+    clocks = int("epochs" in data)
+    return f"--spaces:{spaces};--columns:{columns};--rows:{-(-spaces // columns)};--clocks:{clocks}"
 
 
 def _turning(data: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-// Lets the reader rotate the figures of isorepro.plots.rotatable. The drawing in a figure stays where this fails.
+// Lets the reader rotate the figures of isorepro.plots.rotatable, and play those of rotatable_frames. The drawing in
+// a figure stays where this fails.
 (() => {
   const element = (tag, className, textContent = "") =>
     Object.assign(document.createElement(tag), { className, textContent });
@@ -11,6 +12,8 @@
 
   // The house style as a template of plotly: the one for the page's theme.
   const theme = (container, { light, dark, pages }) => (container.closest(pages) ? dark : light);
+
+  const turned = (plot) => plot._fullLayout.scene._scene.getCamera(); // as the reader has the box
 
   const marker = (space, colouring, number) => space.colours[number].map((place) => colouring.palette[place]);
 
@@ -66,6 +69,61 @@
     return row;
   }
 
+  // Where the points of a space are at each epoch of a training: x, y and z, whose integers count along the cube.
+  function unpacked({ frames, cube, colours }) {
+    const bytes = new DataView(Uint8Array.from(atob(frames), (letter) => letter.charCodeAt(0)).buffer);
+    const points = colours[0].length;
+    const places = (start, [low, high]) =>
+      Array.from({ length: points }, (_, point) =>
+        low + (high - low) * (bytes.getUint16(start + 2 * point, true) / 65535));
+    return Array.from({ length: bytes.byteLength / (6 * points) }, (_, frame) => {
+      const [x, y, z] = cube.map((ends, axis) => places(2 * points * (3 * frame + axis), ends));
+      return { x, y, z };
+    });
+  }
+
+  // The clock of a training, which the reader plays, stops and sets; it calls go, which shows a frame.
+  function clock(epochs, go) {
+    const row = element("div", "isorepro-clock");
+    const last = epochs.length - 1;
+    const number = (epoch) => epoch.toLocaleString("en");
+    const told = element("span", "isorepro-epoch");
+    const button = Object.assign(element("button", "", "Play"), { type: "button" });
+    const range = Object.assign(element("input", ""), { type: "range", min: 0, max: last, step: 1, value: 0 });
+    range.setAttribute("aria-label", "Epoch of the training");
+    let playing; // what tells the run that goes on from one that was stopped
+    const set = (frame) => {
+      const text = `epoch ${number(epochs[frame])} of ${number(epochs[last])}`;
+      range.value = frame;
+      range.setAttribute("aria-valuetext", text);
+      told.textContent = text;
+      return go(frame);
+    };
+    const stop = () => {
+      playing = undefined;
+      button.textContent = "Play";
+    };
+    const play = async () => {
+      const mine = (playing = {});
+      button.textContent = "Pause";
+      if (Number(range.value) === last) await set(0);
+      while (Number(range.value) < last) {
+        await new Promise((after) => setTimeout(() => requestAnimationFrame(after), 160));
+        if (playing !== mine) return;
+        await set(Number(range.value) + 1);
+        if (playing !== mine) return;
+      }
+      stop();
+    };
+    button.onclick = () => (playing ? stop() : play());
+    range.oninput = () => {
+      stop();
+      set(Number(range.value));
+    };
+    row.append(button, range, told);
+    return { row, set, stop, frame: () => Number(range.value) };
+  }
+
   const config = {
     displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: false,
     plotlyServerURL: "", typesetMath: false,
@@ -75,17 +133,28 @@
     const data = JSON.parse(container.querySelector("script").textContent);
     const figure = container.parentElement;
     const plots = [];
+    const frames = data.epochs && data.spaces.map(unpacked);
+    const states = data.spaces.map(() => element("p", "isorepro-state"));
+    const time = data.epochs && clock(data.epochs, (frame) => {
+      describe();
+      return Promise.all(plots.map((plot, place) => {
+        const { x, y, z } = frames[place][frame];
+        plot.layout.scene.camera = turned(plot); // else it would jump back while the reader drags
+        return Plotly.restyle(plot, { x: [x], y: [y], z: [z] });
+      }));
+    });
     const themes = new MutationObserver(() => {
       const template = theme(container, data.theme);
       plots.forEach((plot, place) => {
         const fresh = layout(data.spaces[place], data, template);
-        fresh.scene.camera = plot._fullLayout.scene._scene.getCamera(); // as the reader turned it
+        fresh.scene.camera = turned(plot);
         Plotly.relayout(plot, fresh);
       });
     });
     const fail = (error) => { // back to the drawing
       if (error) console.error(error);
       themes.disconnect();
+      time?.stop();
       plots.forEach(Plotly.purge);
       figure.classList.remove("isorepro-turns");
       container.hidden = true;
@@ -98,19 +167,31 @@
     const hint = touch ? "Swipe sideways to rotate, up or down to scroll." : "Drag to rotate.";
     choice.setAttribute("role", "group");
     choice.setAttribute("aria-label", "Colour the points by");
+    grid.classList.toggle("isorepro-watched", Boolean(time));
 
+    let chosen = 0;
+    const describe = () => plots.forEach((plot, place) => {
+      const { title, colours, states: told } = data.spaces[place];
+      const [count, by] = [colours[chosen].length, data.colourings[chosen].name];
+      let label = `${title}: ${count} points in a box to rotate, coloured by ${by}`;
+      if (time) {
+        states[place].textContent = told[time.frame()];
+        label += `; epoch ${data.epochs[time.frame()]}: ${told[time.frame()]}`;
+      }
+      plot.setAttribute("aria-label", label);
+    });
     const choose = (number) => {
       const colouring = data.colourings[number];
+      chosen = number;
       const buttons = [...choice.querySelectorAll("button")];
       buttons.forEach((button, place) => button.setAttribute("aria-pressed", place === number));
       legend.replaceChildren(key(colouring));
       plots.forEach((plot, place) => {
         const space = data.spaces[place];
-        const label = `${space.title}: ${space.x.length} points in a box to rotate, coloured by ${colouring.name}`;
-        plot.setAttribute("aria-label", label);
         const [color, text] = [marker(space, colouring, number), hover(space, colouring, number)];
         Plotly.restyle(plot, { "marker.color": [color], text: [text] });
       });
+      describe();
     };
     if (data.colourings.length === 1) choice.append(`Colour: ${data.colourings[0].name}`);
     else {
@@ -123,13 +204,13 @@
     container.hidden = false; // Plotly measures
     try {
       const template = theme(container, data.theme);
-      for (const space of data.spaces) {
+      for (const [place, space] of data.spaces.entries()) {
         const box = element("div", "isorepro-space", space.title);
         const plot = element("div", "isorepro-plot");
         plot.setAttribute("role", "img");
-        box.append(plot);
+        box.append(plot, ...(time ? [states[place]] : []));
         grid.append(box);
-        const { x, y, z } = space;
+        const { x, y, z } = time ? frames[place][0] : space;
         const dots = { size: 3, line: { width: 0 }, opacity: 1 }; // their colours: see choose
         const trace = { type: "scatter3d", mode: "markers", x, y, z, marker: dots, hoverinfo: "text" };
         sharedGestures(plot);
@@ -138,6 +219,10 @@
         plot.on("plotly_webglcontextlost", () => fail());
       }
       choose(0);
+      if (time) {
+        grid.before(time.row);
+        await time.set(0);
+      }
       figure.classList.add("isorepro-turns");
     } catch (error) {
       return fail(error);
@@ -147,9 +232,11 @@
   }
 
   const able = typeof Plotly !== "undefined" && webgl();
-  document.querySelectorAll(".isorepro-rotatable:not([data-seen])").forEach((container) => {
+  const found = [...document.querySelectorAll(".isorepro-rotatable:not([data-seen])")];
+  found.forEach((container) => {
     container.dataset.seen = "";
-    if (able) show(container);
-    else container.parentElement.classList.add("isorepro-still");
+    if (!able) container.parentElement.classList.add("isorepro-still");
   });
+  // One after the other: the browser that allows too few contexts for all takes them from the first figure.
+  if (able) found.reduce((before, container) => before.finally(() => show(container)), Promise.resolve());
 })();

@@ -247,6 +247,35 @@ def piece_planes(table: pd.DataFrame) -> pd.DataFrame:
     return titled.assign(**{"class": [f"level {level}, piece 1" for level in titled["level"]]})
 
 
+def training_frames(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the points of :func:`isorepro.dynamics.frames` with the title of their space and its state in words.
+
+    Args:
+        table: rows with the networks' ``form``, ``K``, ``beta`` and ``seed``, one seed.
+
+    Returns:
+        The rows, those of one network after the other, with space and state.
+    """
+    numbers = zip(table["accuracy"], table["spearman"], table["stress"], strict=True)
+    states = [f"accuracy {a:.1%}, correlation {s:.2f}, stress {t:.2f}".replace("-", "−") for a, s, t in numbers]
+    return table.assign(space=network_names(table), state=states)
+
+
+def training_states(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the states in rows of :func:`training_frames` as a table to read: a row per epoch and network."""
+    rows = table.drop_duplicates(["epoch", "space"]).sort_values("epoch", kind="stable")
+    return pd.DataFrame(
+        {
+            "epoch": [f"{epoch:,}" for epoch in rows["epoch"]],
+            "network": rows["space"],
+            "accuracy": [f"{value:.1%}" for value in rows["accuracy"]],
+            "Spearman correlation": [f"{value:.3f}".replace("-", "−") for value in rows["spearman"]],
+            "stress": [f"{value:.3f}" for value in rows["stress"]],
+            "variance shown": [f"{value:.0%}" for value in rows["share"]],
+        }
+    )
+
+
 def levels_table(summary: pd.DataFrame) -> pd.DataFrame:
     """Return measures of stacks as a table to read: a row per points, measure and level, a column per network.
 

@@ -1,7 +1,7 @@
 """One seeded training loop for every network of the book."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,9 @@ from isorepro.models import Gradients, Readout, Stack
 
 Measured = tuple[Tensor, Tensor, Tensor]
 """A level's cross-entropy and isometry term, both scalars, and logits (B, classes), all detached."""
+
+Watch = Callable[[int, Stack], None]
+"""A function of an epoch, 0 before the first, and of the network as it is then, which it must leave alone."""
 
 Size = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -149,11 +152,16 @@ def build(config: TrainingConfig, inputs: Tensor, classes: int) -> Stack:
         )
 
 
-def train(config: TrainingConfig) -> TrainedModel:
+def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel:
     """Train the network of a config by Adam on cross-entropy + isometry of every level (the paper's loss).
 
     Distances are those of one mini-batch at a time: memory does not grow with the square of the set. In full-batch
     training those of the inputs are computed once.
+
+    Args:
+        config: the configuration.
+        watch: called before the first epoch and after each, with the network on the device that it is trained on;
+            the network comes out the same bits with it and without.
 
     Raises:
         InputError: unknown dataset, impossible size or device, or a hierarchy of other classes.
@@ -178,6 +186,8 @@ def train(config: TrainingConfig) -> TrainedModel:
     stride = -(-len(inputs) // 1000)
     history = []
     started = time.perf_counter()
+    if watch:
+        watch(0, model)
     for epoch in range(1, config.epochs + 1):
         if full_batch:
             means = epoch_means([step(model, optimizer, inputs, labels, config, blocks, trained)], labels)
@@ -200,6 +210,8 @@ def train(config: TrainingConfig) -> TrainedModel:
             for level, row in enumerate(means.tolist()):
                 known = {"epoch": epoch, "level": level + 1, **dict(zip(columns, row, strict=True))}
                 history.append({**known, "test_accuracy": held_out[level], **distances[level]})
+        if watch:
+            watch(epoch, model)
     seconds = time.perf_counter() - started
     return TrainedModel(config, model.cpu().eval(), pd.DataFrame(history), seconds)
 

@@ -30,6 +30,30 @@ def test_one_seed_gives_the_same_bits_and_another_does_not() -> None:
     assert not torch.equal(weights(first)[0], weights(other)[0])
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"batch_size": 500}, {"beta": 0.0}, {"hierarchy": [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]], "adam": "anew"}],
+    ids=["batches", "full batch", "cross-entropy", "stack"],
+)
+def test_watching_sees_every_epoch_and_changes_no_bit(fields: dict[str, object]) -> None:
+    config = changed(**fields)
+    seen: list[tuple[int, list[torch.Tensor]]] = []
+
+    def watch(epoch: int, model: Stack) -> None:
+        torch.rand(epoch + 1)
+        model(torch.rand(3, 1, 28, 28))
+        seen.append((epoch, [weight.clone() for weight in model.state_dict().values()]))
+
+    unwatched, watched = train(config), train(config, watch=watch)
+    assert all(torch.equal(a, b) for a, b in zip(weights(unwatched), weights(watched), strict=True))
+    assert watched.history.equals(unwatched.history)
+    assert [epoch for epoch, _ in seen] == [0, 1, 2]
+    untrained = build(config, data.load("mnist").train_inputs, 10).state_dict().values()
+    halfway = weights(train(changed(**fields, epochs=1)))
+    for (_, found), expected in zip(seen, (untrained, halfway, weights(watched)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_training_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     train(changed(epochs=1))
