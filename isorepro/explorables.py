@@ -65,7 +65,10 @@ def by_weight(
         protocol: list(group["attack"].drop_duplicates())
         for protocol, group in drawn.groupby("protocol", sort=False)
     }
-    cells = drawn.set_index(["protocol", "attack", "beta", "epsilon"])[["mean", "low", "high"]].sort_index()
+    cells = {
+        key: rows.set_index("epsilon").loc[radii, ["mean", "low", "high"]].round(4).to_numpy().tolist()
+        for key, rows in drawn.groupby(["protocol", "attack", "beta"])
+    }
     found: dict[str, Any] = {
         "kind": "weight",
         "weights": [beta_name(beta) for beta in betas],
@@ -74,10 +77,7 @@ def by_weight(
         "radii": radii,
         "at": radii.index(nearest_radius(drawn, at)),
         "curves": [
-            [
-                [cells.loc[(name, attack, beta)].loc[radii].round(4).to_numpy().tolist() for beta in betas]
-                for attack in attacks
-            ]
+            [[cells[name, attack, beta] for beta in betas] for attack in attacks]
             for name, attacks in names.items()
         ],
         "chance": round(chance, 4),
@@ -230,7 +230,7 @@ def _strip(axes: Axes, examples: pd.DataFrame) -> None:
         axes.imshow(
             np.asarray(row.pixels), cmap="gray", vmin=0, vmax=1, extent=(left, left + side, top + side, top)
         )
-        kept = row.label == row.predicted
+        kept = str(row.label) == str(row.predicted)
         words = str(row.label) if kept else f"{row.label} → {row.predicted}"
         axes.text(left + side / 2, top - 2, words, color=HELD if kept else FOOLED, fontsize=6.5, ha="center")
     axes.set(xlim=(0, half * (side + gap)), ylim=(2 * (side + 2 * gap), 0))
@@ -256,7 +256,7 @@ def radii(attacked: pd.DataFrame, *, shown: Sequence[float], narrow: bool = Fals
         for beta, (picture, change, bars) in zip(betas, row.reshape(2, 3), strict=True):
             found = first[(first["beta"] == beta) & (first["epsilon"] == epsilon)].iloc[0]
             pixels, probabilities = np.asarray(found["pixels"]), np.asarray(found["probabilities"])
-            kept = found["predicted"] == found["label"]
+            kept = str(found["predicted"]) == str(found["label"])
             picture.imshow(pixels, cmap="gray", vmin=0, vmax=1)
             reach = epsilon or 1.0
             change.imshow(pixels - clean, cmap=CHANGE, vmin=-reach, vmax=reach)
