@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "Many networks": ("cluster", "sweep"),
-    "Figures and tables": ("style", "tables", "plots", "results"),
+    "Figures and tables": ("style", "tables", "plots", "explorables", "results"),
     "Runs, the book and the command line": (
         *(
             "profiles",

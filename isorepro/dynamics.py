@@ -1,5 +1,7 @@
 """How a representation comes about: where held-out points lie after some epochs of the training."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -80,7 +82,7 @@ def frames(trained: TrainedModel, *, points: int = 300, count: int = 40, pair_ca
     centre, axes = geometry.principal_axes(given, 3)
     pairs, _ = geometry.sample_pairs(labels, "within", cap=pair_cap, seed=config.seed)
     distances = geometry.pair_distances(inputs, pairs)
-    known: dict[str, object] = {"class": [dataset.classes[label] for label in labels[chosen].tolist()]}
+    known: dict[str, Any] = {"class": [dataset.classes[label] for label in labels[chosen].tolist()]}
     if dataset.test_coordinates is not None:
         angles = dataset.test_coordinates[chosen].double().numpy().round(4)
         known |= {name: angles[:, axis] for axis, name in enumerate(("angle", "angle_2")[: angles.shape[1]])}

@@ -95,6 +95,7 @@ class Results:
         data: pd.DataFrame,
         shown: pd.DataFrame | None = None,
         rotatable: Callable[..., dict[str, Any]] | None = None,
+        explorable: Callable[..., dict[str, Any]] | None = None,
         **options: Any,
     ) -> Shown:
         """Draw a figure twice (wide and for a phone), write it with its data, and return it for display.
@@ -109,9 +110,11 @@ class Results:
             shown: the table shown under the figure, ready formatted; ``data`` without it.
             rotatable: a function of :mod:`isorepro.plots` that returns the figure as data to rotate, or to play;
                 called as ``draw`` is. The drawings stay, for paper and for browsers without JavaScript or WebGL.
+            explorable: a function of :mod:`isorepro.explorables` that returns the figure as data for a slider;
+                called as ``draw`` is, and the drawings stay as well.
 
         Raises:
-            ValueError: ``rotatable`` returned a number that is not finite.
+            ValueError: ``rotatable`` or ``explorable`` returned a number that is not finite.
         """
         identity = f"{self.notebook}-{name}".replace("_", "-")
         with style.house_style():
@@ -132,28 +135,34 @@ class Results:
             for width, svg in drawings.items()
         )
         turning = rotatable and _turning(rotatable(*args, **options))
+        sliding = explorable and _container("explorable", _beside("explorable.css"), explorable(*args, **options))
         links = " · ".join(self._link(name, kind) for kind in ("svg", "png", "csv"))
         body = _html_table(data if shown is None else shown, "The numbers behind the figure")
         markup = (
             f'<figure class="isorepro-figure" id="{identity}">'
             f"<style>{_LAYOUT}{style.dark_theme(f'#{identity}')}</style>"
-            f"{images}{turning or ''}<figcaption>{html.escape(caption)}</figcaption>"
+            f"{images}{turning or ''}{sliding or ''}<figcaption>{html.escape(caption)}</figcaption>"
             f'<p class="isorepro-links">Download: {links}</p>'
             '<details class="isorepro-data"><summary>The numbers behind the figure</summary>'
             f"{body}</details></figure>"
         )
         paths.write_atomically(self.folder / f"{name}.html", markup)
-        return Shown(markup + (self._scripts() if turning and not self._executed else ""))
+        if self._executed:
+            return Shown(markup)
+        # The pages of the book load these themselves.
+        if turning:
+            markup += self._plotly() + _script("rotatable")
+        return Shown(markup + (_script("explorable") if sliding else ""))
 
-    def _scripts(self) -> str:
-        """Return what a notebook in Jupyter needs to rotate a figure; the pages of the book load it themselves."""
+    def _plotly(self) -> str:
+        """Return what a notebook in Jupyter needs before the first figure that rotates."""
         library = ""
         if not self._library_shown:
             from plotly.offline import get_plotlyjs  # 5 MB that only a reader at work in Jupyter needs
 
             library = f"<script>{get_plotlyjs()}</script>"
             self._library_shown = True
-        return f"{library}<script>{(Path(__file__).parent / 'rotatable.js').read_text()}</script>"
+        return library
 
     def _link(self, name: str, kind: str) -> str:
         return f'<a href="{self.link}/{name}.{kind}" download>{kind.upper()}</a>'
@@ -165,12 +174,17 @@ _LAYOUT = (
     "@media(max-width:600px){.isorepro-wide{display:none}.isorepro-narrow{display:block}}"
 )
 
-_TURNING = (
+_CHOOSING = (
     ".isorepro-choice{display:flex;flex-wrap:wrap;gap:.4rem .5rem;align-items:center;margin:0 0 .5rem}"
-    ".isorepro-rotatable button{font:inherit;font-size:.9rem;padding:.3rem .8rem;border-radius:1rem;"
-    "cursor:pointer;color:inherit;background:none;border:1px solid var(--isorepro-56616d,#56616d)}"
+    ":is(.isorepro-choice,.isorepro-clock) button{font:inherit;font-size:.9rem;padding:.3rem .8rem;"
+    "border-radius:1rem;cursor:pointer;color:inherit;background:none;"
+    "border:1px solid var(--isorepro-56616d,#56616d)}"
     ".isorepro-choice button[aria-pressed=true]{color:var(--isorepro-ffffff,#ffffff);"
     "background:var(--isorepro-1d2733,#1d2733)}"
+    ".isorepro-choice button:focus-visible{outline:2px solid var(--isorepro-0063a6,#0063a6);outline-offset:2px}"
+)
+
+_TURNING = (
     ".isorepro-rotatable :is(button,input):focus-visible{outline:2px solid var(--isorepro-0063a6,#0063a6);"
     "outline-offset:2px}"
     ".isorepro-rotatable{color:var(--isorepro-1d2733,#1d2733)}.isorepro-rotatable[hidden]{display:none}"
@@ -194,20 +208,33 @@ _TURNING = (
 )
 
 
+def _beside(name: str) -> str:
+    return (Path(__file__).parent / name).read_text()
+
+
+def _script(name: str) -> str:
+    return f"<script>{_beside(f'{name}.js')}</script>"
+
+
 def _place(data: dict[str, Any]) -> str:
-    """Return as CSS how many boxes a figure to rotate has, and clocks: a page keeps their place before they come."""
+    """Return as CSS how many boxes and clocks a figure to rotate has: a page keeps their place."""
     spaces = len(data["spaces"])
     columns = 2 if spaces == 4 else min(spaces, 3)
     clocks = int("epochs" in data)
     return f"--spaces:{spaces};--columns:{columns};--rows:{-(-spaces // columns)};--clocks:{clocks}"
 
 
-def _turning(data: dict[str, Any]) -> str:
-    """Return the container that ``rotatable.js`` fills; hidden until it has."""
+def _container(kind: str, look: str, data: dict[str, Any], place: str = "") -> str:
+    """Return the container that ``<kind>.js`` fills; hidden until it has."""
     # "<" only as an escape: no text in the data can end the script or open a comment in it.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
     script = f'<script type="application/json">{text}</script>'
-    return f'<style>{_TURNING}</style><div class="isorepro-rotatable" style="{_place(data)}" hidden>{script}</div>'
+    place = place and f' style="{place}"'
+    return f'<style>{_CHOOSING}{look}</style><div class="isorepro-{kind}"{place} hidden>{script}</div>'
+
+
+def _turning(data: dict[str, Any]) -> str:
+    return _container("rotatable", _TURNING, data, _place(data))
 
 
 LONGEST = 300

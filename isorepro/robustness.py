@@ -79,7 +79,7 @@ def examples(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40) -> p
         label and predicted (names of classes), pixels (the image as a list of rows, values in [0, 1]).
     """
     dataset, model = data.load(trained.config.dataset), trained.model.cpu()
-    indices = [int((dataset.test_labels == label).nonzero()[0]) for label in range(len(dataset.classes))]
+    indices = _first_of_each_class(dataset)
     images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
     attacked = {
         CLEAN: images,
@@ -95,6 +95,39 @@ def examples(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40) -> p
             names = dataset.classes[label], dataset.classes[guess]
             rows.append((attack, radius, index, *names, image.squeeze(0).tolist()))
     return pd.DataFrame(rows, columns=["attack", "epsilon", "index", "label", "predicted", "pixels"])
+
+
+def ladder(trained: TrainedModel, *, epsilons: Sequence[float], pgd_steps: int = 40) -> pd.DataFrame:
+    """Attack the first test image of each class by PGD on the cross-entropy in growing balls, each attacked anew.
+
+    Args:
+        trained: the network.
+        epsilons: L∞ radii above 0; the images without attack, at ε = 0, are added.
+        pgd_steps: steps of PGD.
+
+    Returns:
+        One row per radius and image: epsilon, index (in the test set), label and predicted (names of classes),
+        classes (their names), probabilities (of each class, summing to 1) and pixels (the image as a list of
+        rows, values in [0, 1]).
+    """
+    dataset, model = data.load(trained.config.dataset), trained.model.cpu()
+    indices = _first_of_each_class(dataset)
+    images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
+    rows = []
+    for epsilon in [0.0, *epsilons]:
+        attacked = attacks.pgd(model, images, labels, epsilon=epsilon, steps=pgd_steps) if epsilon else images
+        with torch.no_grad():
+            probabilities = model(attacked).softmax(1)
+        for index, label, shares, image in zip(indices, labels, probabilities, attacked, strict=True):
+            names = dataset.classes[label], dataset.classes[shares.argmax()]
+            pixels = image.squeeze(0).tolist()
+            rows.append((epsilon, index, *names, list(dataset.classes), shares.tolist(), pixels))
+    columns = ["epsilon", "index", "label", "predicted", "classes", "probabilities", "pixels"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _first_of_each_class(dataset: data.Dataset) -> list[int]:
+    return [int((dataset.test_labels == label).nonzero()[0]) for label in range(len(dataset.classes))]
 
 
 def chance(dataset: str, test_size: int | None = None) -> float:

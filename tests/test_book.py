@@ -352,6 +352,7 @@ def test_pages_of_notebooks_have_buttons_only_where_the_repository_is_named(
 
 FIGURES = {
     "mnist_robustness": 2,
+    "mnist_explorer": 2,
     "rings": 6,
     "torus": 7,
     "decision_boundary": 2,
@@ -379,7 +380,10 @@ def test_figures_show_one_drawing_in_the_colours_of_the_page(
         assert rotates == ((notebook, number) in {("rings", 0), ("rings", 2), ("torus", 0), ("torus", 2)})
         if rotates:
             figure.locator(".isorepro-plot canvas").first.wait_for()
-        assert figure.locator(f".isorepro-{shown}").is_visible() == (not rotates)
+        slides = notebook == "mnist_explorer"
+        plays = (notebook, number) in {("rings", 2), ("torus", 2)}
+        assert figure.locator("input[type=range]").first.is_visible() == (slides or plays)
+        assert figure.locator(f".isorepro-{shown}").is_visible() == (not rotates and not slides)
         assert not figure.locator(f".isorepro-{hidden}").is_visible()
         assert len(figure.locator("figcaption").inner_text()) > 100
         assert len(figure.locator("[role=img]").first.get_attribute("aria-label") or "") > 50
@@ -447,6 +451,12 @@ def test_the_first_mention_of_a_term_leads_to_its_row(run: Path) -> None:
 def test_only_a_page_with_something_to_rotate_loads_the_script_for_it(run: Path) -> None:
     loads = {name: "plotly.min.js" in (run / "book" / name).read_text() for name in pages(run)}
     assert [name for name, found in loads.items() if found] == ["notebooks/rings.html", "notebooks/torus.html"]
+
+
+def test_only_a_page_with_a_slider_loads_the_script_for_it(run: Path) -> None:
+    loads = {name: "explorable.js" in (run / "book" / name).read_text() for name in pages(run)}
+    found = [name for name, found in loads.items() if found]
+    assert found == ["notebooks/mnist_explorer.html", "notebooks/mnist_robustness.html"]
 
 
 def test_no_notebook_leaves_a_warning_on_its_page(run: Path) -> None:

@@ -18,7 +18,8 @@ SHORT = TrainingConfig(width=20, depth=2, log_every=7, device="cpu")
 CONFIGS = {
     "rings": {"dataset": "linked_rings", "epochs": 40, "batch_size": 200, "beta": 1.0, "K": 0.5, "seed": 3},
     "rings, cross-entropy in batches": {"dataset": "linked_rings", "epochs": 15, "batch_size": 40},
-    "torus": {"dataset": "torus", "epochs": 12, "train_size": 160, "batch_size": 160, "beta": 10.0, "hierarchy": LEVELS},
+    "torus": {"dataset": "torus", "epochs": 12, "train_size": 160, "batch_size": 160, "beta": 10.0}
+    | {"hierarchy": LEVELS},
 }  # fmt: skip
 
 
@@ -30,7 +31,8 @@ def network(request: pytest.FixtureRequest) -> TrainedModel:
 def stopped(config: TrainingConfig, epoch: int) -> Stack:
     """The network of a training that ends at an epoch."""
     if epoch:
-        return train(TrainingConfig(**config.model_dump() | {"epochs": epoch})).model
+        with torch.enable_grad():
+            return train(TrainingConfig(**config.model_dump() | {"epochs": epoch})).model
     dataset = data.load(config.dataset, seed=config.seed)
     return build(config, dataset.train_inputs, len(dataset.classes)).eval()
 
@@ -38,7 +40,8 @@ def stopped(config: TrainingConfig, epoch: int) -> Stack:
 @torch.no_grad()
 def test_frames_are_those_of_networks_that_were_trained_so_long_only(network: TrainedModel) -> None:
     config, scale = network.config, network.config.representation_scale
-    found = dynamics.frames(network, points=30, count=5)
+    with torch.enable_grad():
+        found = dynamics.frames(network, points=30, count=5)
     whole = data.load(config.dataset, seed=config.seed)
     part = data.load(config.dataset, test_size=30, seed=config.seed)
     labels = whole.test_labels.numpy()
@@ -103,7 +106,7 @@ def test_a_network_that_the_training_does_not_end_at_is_refused() -> None:
         other.load_state_dict({name: (1 + change) * value for name, value in state.items()})
         changed = replace(network, model=other.eval())
         if refused:
-            with pytest.raises(InputError, match="frames: .* trained on another kind of processor"):
+            with pytest.raises(InputError, match=r"frames: .* trained on another kind of processor"):
                 dynamics.frames(changed, points=30, count=2)
         else:
             assert len(dynamics.frames(changed, points=30, count=2)) == 60
@@ -124,7 +127,9 @@ def test_frames_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         return sweep.measure([network], dynamics.frames, jobs=1, points=30, count=4)
 
     before = found()
-    pd.testing.assert_frame_equal(before[["epoch", "x"]], dynamics.frames(network, points=30, count=4)[["epoch", "x"]])
+    pd.testing.assert_frame_equal(
+        before[["epoch", "x"]], dynamics.frames(network, points=30, count=4)[["epoch", "x"]]
+    )
     monkeypatch.setattr(dynamics, "train", None)
     pd.testing.assert_frame_equal(found(), before)
 

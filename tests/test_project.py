@@ -122,7 +122,18 @@ def test_modules_import_only_what_lies_below_them() -> None:
     order = ["errors", "paths", "progress", "stats", "claims", "hierarchy", "data", "losses", "models", "training"]
     order += ["attacks", "robustness", "geometry", "structure", "dynamics", "boundary", "stacks", "released"]
     order += ["ensemble", "health"]
-    order += ["cluster", "sweep", "style", "tables", "plots", "results", "profiles", "provenance", "runner"]
+    order += [
+        "cluster",
+        "sweep",
+        "style",
+        "tables",
+        "plots",
+        "explorables",
+        "results",
+        "profiles",
+        "provenance",
+        "runner",
+    ]
     order += ["reference"]
     order += ["claim_pages", "api_pages", "lineage", "speed", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}

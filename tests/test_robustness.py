@@ -41,6 +41,24 @@ def test_examples_are_the_first_of_each_class_and_inside_their_ball(trained: Tra
         assert trained.model(pixels[None]).argmax().item() == int(row.predicted)
 
 
+def test_a_ladder_attacks_the_same_images_at_every_radius(trained: TrainedModel) -> None:
+    table = robustness.ladder(trained, epsilons=[0.05, 0.2], pgd_steps=5)
+    dataset = data.load("mnist")
+    assert table.groupby("epsilon").size().to_dict() == {0.0: 10, 0.05: 10, 0.2: 10}
+    for epsilon, rows in table.groupby("epsilon"):
+        indices = rows["index"].tolist()
+        assert [dataset.test_labels[index].item() for index in indices] == list(range(10))
+        images = dataset.test_inputs[indices]
+        if epsilon:
+            images = attacks.pgd(trained.model, images, torch.arange(10), epsilon=epsilon, steps=5)
+        assert torch.equal(torch.tensor(rows["pixels"].tolist()), images[:, 0])
+        shares = torch.tensor(rows["probabilities"].tolist())
+        torch.testing.assert_close(
+            shares.log(), trained.model(images).log_softmax(1).detach(), atol=1e-5, rtol=1e-5
+        )
+        assert rows["predicted"].tolist() == [rows["classes"].iloc[0][row.argmax()] for row in shares]
+
+
 def made_up(released: float = 0.6) -> pd.DataFrame:
     """Two seeds and two β, every accuracy known."""
     levels = {

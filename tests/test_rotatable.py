@@ -309,7 +309,7 @@ def test_only_the_pages_with_such_a_figure_load_the_scripts(folder: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     pages = {path.relative_to(made).as_posix(): path.read_text() for path in made.rglob("*.html")}
     assert [name for name, page in pages.items() if "plotly.min.js" in page] == ["deep/one.html"]
-    scripts = re.findall(r'<script defer="defer" src="\.\./(_static/plotly/[^"?]+)', pages["deep/one.html"])
-    assert scripts == ["_static/plotly/plotly.min.js", "_static/plotly/rotatable.js"]
+    scripts = re.findall(r'<script defer="defer" src="\.\./(_static/figures/[^"?]+)', pages["deep/one.html"])
+    assert scripts == ["_static/figures/plotly.min.js", "_static/figures/rotatable.js"]
     for script in scripts:
         assert (made / script).read_bytes() == (folder / Path(script).name).read_bytes()

@@ -80,24 +80,26 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
             copy_asset_file(str(file.locate()), str(target))
 
 
-def copy_plotly(app: Sphinx, error: Exception | None) -> None:
-    """Copy the two scripts that rotate figures beside the static files."""
+def copy_scripts(app: Sphinx, error: Exception | None) -> None:
+    """Copy the scripts of figures to touch beside the static files."""
     if error or app.builder.format != "html":
         return
-    target = Path(app.outdir) / "_static" / "plotly"
+    target = Path(app.outdir) / "_static" / "figures"
     target.mkdir(parents=True, exist_ok=True)
-    for source in (files("plotly") / "package_data" / "plotly.min.js", files("isorepro") / "rotatable.js"):
+    own = [files("isorepro") / f"{name}.js" for name in ("rotatable", "explorable")]
+    for source in (files("plotly") / "package_data" / "plotly.min.js", *own):
         (target / source.name).write_bytes(source.read_bytes())
 
 
-def load_plotly(
+def load_scripts(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Load these scripts on the pages that hold a figure to rotate, and only there."""
-    # With its bracket, which is escaped in a listing of source code.
-    if '<div class="isorepro-rotatable"' in context.get("body", ""):
-        for script in ("plotly.min.js", "rotatable.js"):
-            app.add_js_file(f"plotly/{script}", loading_method="defer")
+    """Load each of these scripts on the pages that hold a figure it is for, and only there."""
+    for kind, scripts in {"rotatable": ("plotly.min", "rotatable"), "explorable": ("explorable",)}.items():
+        # With its bracket, which is escaped in a listing of source code.
+        if f'<div class="isorepro-{kind}"' in context.get("body", ""):
+            for script in scripts:
+                app.add_js_file(f"figures/{script}.js", loading_method="defer")
 
 
 # What Sphinx writes for a node and screen readers do not take: a role that is no more, and a list of definitions
@@ -172,8 +174,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", resolve_alias)
     app.setup_extension("sphinx.ext.viewcode")
     app.connect("viewcode-find-source", source_of)
-    app.connect("html-page-context", load_plotly)
+    app.connect("html-page-context", load_scripts)
     app.connect("html-page-context", wait_for_formulas)
     app.connect("build-finished", copy_mathjax)
-    app.connect("build-finished", copy_plotly)
+    app.connect("build-finished", copy_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
