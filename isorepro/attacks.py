@@ -297,6 +297,75 @@ def pgd(
     return result
 
 
+def l2_pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    steps: int = 40,
+    step_size: float | None = None,
+    seed: int = 0,
+    objective: Objective = cross_entropy,
+    batch_size: int = 500,
+    bounds: tuple[float, float] = PIXELS,
+) -> Tensor:
+    """Projected gradient ascent in the Euclidean ball (Madry et al. 2018), along the gradient, not its signs.
+
+    An image that fools the network stays where it is, as in :func:`pgd`.
+
+    Args:
+        model, images, labels, objective, batch_size, bounds: as for :func:`pgd`.
+        epsilon: L2 radius ≥ 0.
+        steps: gradient steps from a random point of the ball, ≥ 1.
+        step_size: length of a step, > 0; None for 2.5 ε / steps.
+        seed: seed of the starts.
+
+    Returns:
+        Adversarial images within the bounds and within ε of ``images``, same shape.
+
+    Raises:
+        InputError: images out of bounds, or a radius, step or count out of range.
+    """
+    _checked_radii(epsilon, images, bounds)
+    if steps < 1:
+        raise InputError(f"l2_pgd: steps must be at least 1, not {steps}")
+    if step_size is not None and step_size <= 0:
+        raise InputError(f"l2_pgd: step_size must be above 0, not {step_size}")
+    step_size = 2.5 * epsilon / steps if step_size is None else step_size
+
+    def lengths(moves: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(moves.flatten(1), dim=1).clamp_min(torch.finfo(moves.dtype).tiny)
+        return norms.view(-1, *[1] * (moves.dim() - 1))
+
+    def into_ball(moves: Tensor, origin: Tensor) -> Tensor:
+        # Clamping moves a point no further from its image, which is within the bounds.
+        return (origin + moves * (epsilon / lengths(moves)).clamp_max(1)).clamp_(*bounds)
+
+    generator = torch.Generator().manual_seed(seed)
+    offset = torch.randn(images.shape, generator=generator).to(images)
+    shares = torch.rand(len(images), generator=generator).to(images) ** (1 / max(1, images[:1].numel()))
+    radii = epsilon * shares.view(-1, *[1] * (images.dim() - 1))
+    result = images.clone()
+    standing = torch.arange(len(images), device=images.device)
+    origin, label = images, labels
+    point = into_ball(offset * (radii / lengths(offset)), origin)
+    for _ in range(steps):
+        batches = zip(point.split(batch_size), label.split(batch_size), strict=True)
+        found = [input_gradient(objective, model, *batch) for batch in batches]
+        gradient = torch.cat([gradient for gradient, _ in found])
+        correct = torch.cat([logits for _, logits in found]).argmax(1) == label
+        if not correct.all():
+            result[standing[~correct]] = point[~correct]
+            packed = (t[correct] for t in (standing, point, label, origin, gradient))
+            standing, point, label, origin, gradient = packed
+            if not len(standing):
+                return result
+        point = into_ball(point + step_size * gradient / lengths(gradient) - origin, origin)
+    result[standing] = point
+    return result
+
+
 @torch.no_grad()
 def correct_predictions(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
     """Return which images the model classifies correctly: (N, …), (N,) → (N,) bool."""

@@ -127,6 +127,23 @@ def mnist() -> Dataset:
     )
 
 
+@lru_cache(maxsize=1)
+def mnist_validation() -> Dataset:
+    """MNIST's training images alone: 50,000 to train on, and 10,000 as a test set to choose settings by.
+
+    A stratified split that is the same for every seed; the test images stay unseen.
+
+    Raises:
+        DataError: as :func:`mnist`.
+    """
+    whole = mnist()
+    labels = whole.train_labels
+    kept = torch.zeros(len(labels), dtype=torch.bool)
+    kept[stratified_indices(labels, 50_000, seed=0)] = True
+    inputs = whole.train_inputs
+    return Dataset("mnist_validation", inputs[kept], labels[kept], inputs[~kept], labels[~kept], whole.classes)
+
+
 def unpack_verified(archives: Path, target: Path) -> None:
     """Verify the ``.gz`` files of a folder against its ``SHA256SUMS`` and unpack them, once, into ``target``.
 
@@ -265,6 +282,7 @@ def _angles(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 DATASETS: dict[str, Callable[[int], Dataset]] = {
     "mnist": lambda seed: mnist(),
+    "mnist_validation": lambda seed: mnist_validation(),
     "linked_rings": linked_rings,
     "torus": torus,
     "two_moons": two_moons,

@@ -52,6 +52,61 @@ def test_pgd_is_within_half_a_point_of_foolbox(
     assert found == pytest.approx(expected, abs=0.005)
 
 
+@pytest.mark.parametrize("epsilon", [0.3, 0.8, 1.5])
+def test_l2_pgd_is_within_half_a_point_of_foolbox(
+    trained: TrainedModel, images_and_labels: Images, epsilon: float
+) -> None:
+    images, labels = images_and_labels
+    torch.manual_seed(0)
+    attack = foolbox.attacks.L2PGD(rel_stepsize=2.5 / 40, steps=40)
+    _, _, fooled = attack(foolbox_model(trained), images, labels, epsilons=epsilon)
+    expected = 1 - fooled.double().mean().item()
+    found = accuracy(trained.model, attacks.l2_pgd(trained.model, images, labels, epsilon=epsilon), labels)
+    assert 0.02 < expected < 0.98
+    assert found == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 3.0, 100.0])
+def test_l2_pgd_stays_in_its_ball_and_in_the_pixels(
+    trained: TrainedModel, images_and_labels: Images, epsilon: float
+) -> None:
+    images, labels = images_and_labels
+    found = attacks.l2_pgd(trained.model, images, labels, epsilon=epsilon, steps=5)
+    assert (found - images).flatten(1).norm(dim=1).max() <= epsilon * (1 + 1e-5)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    if epsilon == 0:
+        assert torch.equal(found, images)
+
+
+def test_l2_pgd_on_a_linear_model_goes_along_its_weights() -> None:
+    torch.manual_seed(0)
+    model, images = nn.Linear(6, 2), torch.full((5, 6), 0.5)
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([10.0, 0.0]))  # never fooled
+    labels = torch.zeros(5, dtype=torch.int64)
+    found = attacks.l2_pgd(model, images, labels, epsilon=0.2, steps=400, step_size=0.02)
+    direction = (model.weight[1] - model.weight[0]).detach()
+    torch.testing.assert_close(
+        found - images, 0.2 * (direction / direction.norm()).expand(5, 6), atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": -1.0}, "epsilon: must be at least 0"),
+        ({"epsilon": 1.0, "steps": 0}, "l2_pgd: steps must be at least 1, not 0"),
+        ({"epsilon": 1.0, "step_size": 0.0}, "l2_pgd: step_size must be above 0"),
+    ],
+)
+def test_an_impossible_l2_pgd_is_refused(
+    trained: TrainedModel, images_and_labels: Images, options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        attacks.l2_pgd(trained.model, *images_and_labels, **options)
+
+
 def test_pgd_takes_its_gradients_at_the_moved_point(trained: TrainedModel, images_and_labels: Images) -> None:
     images, labels = images_and_labels[0][:50], images_and_labels[1][:50]
     seen: list[Tensor] = []

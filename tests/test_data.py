@@ -2,6 +2,7 @@ import gzip
 import math
 import shutil
 import struct
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,20 @@ def test_mnist_equals_its_files_read_by_hand() -> None:
         np.testing.assert_array_equal(labels.numpy(), np.frombuffer(raw, np.uint8, offset=8))
         assert images.dtype == torch.float32
         assert labels.dtype == torch.int64
+
+
+def test_the_validation_split_parts_the_training_images_and_takes_none_of_the_test_images() -> None:
+    whole, split = data.load("mnist"), data.load("mnist_validation", seed=7)
+    assert split.train_inputs.shape == (50_000, 1, 28, 28)
+    assert split.test_inputs.shape == (10_000, 1, 28, 28)
+    parts = [(split.train_inputs, split.train_labels), (split.test_inputs, split.test_labels)]
+    found = Counter(
+        (image.numpy().tobytes(), int(label)) for part in parts for image, label in zip(*part, strict=True)
+    )
+    known = zip(whole.train_inputs, whole.train_labels, strict=True)
+    assert found == Counter((image.numpy().tobytes(), int(label)) for image, label in known)
+    shares = [torch.bincount(labels) / len(labels) for labels in (whole.train_labels, split.test_labels)]
+    torch.testing.assert_close(*shares, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [10, 123, 5000])
