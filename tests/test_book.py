@@ -183,7 +183,7 @@ def test_plots_to_rotate_take_the_place_that_was_kept_for_them(
             page.wait_for_selector(".isorepro-turns")
         drawing = page.locator(f"#{notebook}-spaces .isorepro-{'narrow' if view == 'phone' else 'wide'}")
         assert drawing.is_visible() == (plotly == "hangs")
-        figure = page.locator("figure", has=page.locator(".isorepro-rotatable"))
+        figure = page.locator(f"#{notebook}-spaces")
         plots = figure.locator(".isorepro-rotatable").bounding_box()
         caption = figure.locator("figcaption").bounding_box()
         assert plots
@@ -450,13 +450,17 @@ def test_the_first_mention_of_a_term_leads_to_its_row(run: Path) -> None:
 
 def test_only_a_page_with_something_to_rotate_loads_the_script_for_it(run: Path) -> None:
     loads = {name: "plotly.min.js" in (run / "book" / name).read_text() for name in pages(run)}
-    assert [name for name, found in loads.items() if found] == ["notebooks/rings.html", "notebooks/torus.html"]
+    assert [name for name, found in loads.items() if found] == [
+        "method.html",
+        "notebooks/rings.html",
+        "notebooks/torus.html",
+    ]
 
 
 def test_only_a_page_with_a_slider_loads_the_script_for_it(run: Path) -> None:
     loads = {name: "explorable.js" in (run / "book" / name).read_text() for name in pages(run)}
     found = [name for name, found in loads.items() if found]
-    assert found == ["notebooks/mnist_explorer.html", "notebooks/mnist_robustness.html"]
+    assert found == ["index.html", "notebooks/mnist_explorer.html", "notebooks/mnist_robustness.html"]
 
 
 def test_no_notebook_leaves_a_warning_on_its_page(run: Path) -> None:
