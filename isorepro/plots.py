@@ -1311,6 +1311,103 @@ def scaling(grown: pd.DataFrame, *, panels: Mapping[str, Sequence[str]], narrow:
     return figure
 
 
+def _method_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return a colour and a marker for each name, the first, what the others are compared with, in ink."""
+    markers = itertools.cycle(MARKERS)
+    first: dict[str, Any] = {"color": INK, "marker": next(markers), "markerfacecolor": PAPER}
+    others = zip(names[1:], itertools.cycle(CATEGORIES), markers, strict=False)
+    return {names[0]: first, **{name: {"color": colour, "marker": mark} for name, colour, mark in others}}
+
+
+def method_points(
+    points: pd.DataFrame,
+    *,
+    x_label: str,
+    y_label: str,
+    x_log: bool = False,
+    box: tuple[float, float] | None = None,
+    narrow: bool = False,
+) -> Figure:
+    """Draw training methods as points in a plane, with intervals in both directions where they are known.
+
+    Args:
+        points: ``method`` (of which each has a colour and a marker, the first one ink), ``x`` and ``y``; for the
+            intervals ``x_low``, ``x_high``, ``y_low`` and ``y_high``; for several points of a method
+            ``highlighted``, which ones are drawn whole.
+        x_label, y_label: of the axes.
+        x_log: whether the horizontal axis is a logarithmic one.
+        box: least x and least y of a region that is wanted, which is shaded.
+        narrow: for a phone.
+    """
+    figure = Figure(figsize=(NARROW, 5.6) if narrow else (WIDE, 4.6))
+    axes = figure.subplots()
+    for name, look in _method_styles(list(points["method"].drop_duplicates())).items():
+        own = points[points["method"] == name]
+        bars: dict[str, Any] = {}
+        for way in ("x", "y") if "x_low" in own else ():
+            ends = np.abs(own[[f"{way}_low", f"{way}_high"]].to_numpy().T - own[way].to_numpy())
+            # A single seed has no interval.
+            bars[f"{way}err"] = np.nan_to_num(ends)
+        chosen = own["highlighted"] if "highlighted" in own else own["x"].notna()
+        if not chosen.all():
+            axes.plot(own["x"][~chosen], own["y"][~chosen], **look, ls="", markersize=4.5, alpha=0.55)
+        whole = {"ls": "", "markersize": 9, "elinewidth": 1.2, "capsize": 0, "zorder": 3, "label": name}
+        axes.errorbar(
+            own["x"][chosen],
+            own["y"][chosen],
+            **{way: ends[:, chosen.to_numpy()] for way, ends in bars.items()},
+            **{**whole, **look},
+        )
+    if x_log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.margins(0.06)
+    if box:
+        right, top = axes.get_xlim()[1], axes.get_ylim()[1]
+        corner = mpl.patches.Rectangle(box, right - box[0], top - box[1], color=GRID, alpha=0.6, lw=0, zorder=0)
+        axes.add_patch(corner)
+        axes.set(xlim=(axes.get_xlim()[0], right), ylim=(axes.get_ylim()[0], top))
+    axes.set(xlabel=x_label, ylabel=y_label)
+    _legend(figure, 2 if narrow else 4)
+    return figure
+
+
+def method_curves(
+    summary: pd.DataFrame,
+    *,
+    titles: Mapping[str, str],
+    labels: Mapping[str, str],
+    chance: float,
+    narrow: bool = False,
+) -> Figure:
+    """Draw the classification rate against the radius, one panel per norm, one line per training method.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by norm, setting and epsilon; the first setting is the
+            one that the others are compared with.
+        titles, labels: norm → title of its panel, in their order, and label of its horizontal axis.
+        chance: the accuracy of guessing.
+        narrow: panels below each other.
+    """
+    figure, grid = _panels(len(titles), columns=1 if narrow else 2, height=3.4, narrow=narrow, share="row")
+    looks = _method_styles(list(summary["setting"].drop_duplicates()))
+    for axes, (norm, title) in zip(grid.flat, titles.items(), strict=True):
+        panel = summary[summary["norm"] == norm]
+        axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        for name, look in looks.items():
+            line = panel[panel["setting"] == name]
+            axes.fill_between(line["epsilon"], line["low"], line["high"], color=look["color"], alpha=0.14, lw=0)
+            axes.plot(line["epsilon"], line["mean"], **look, markersize=5, label=name)
+        axes.set(ylim=(-0.02, 1.02), xlabel=labels[norm], title=title)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("classification rate")
+    grid.flat[0].annotate("chance", (0.0, chance + 0.015), color=MUTED, fontsize=8.5)
+    _legend(figure, 2 if narrow else 4)
+    return figure
+
+
 def _parents(order: Sequence[int], level: Sequence[Sequence[int]]) -> list[list[int]]:
     """Return the groups of a level in the order of their first member."""
     return sorted((sorted(group, key=list(order).index) for group in level), key=lambda g: list(order).index(g[0]))

@@ -1,0 +1,227 @@
+"""Training methods compared: what they withstand in two norms, and how their settings are chosen."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+
+from isorepro import attacks, data, ensemble, methods
+from isorepro.errors import InputError
+from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy
+
+LINF, L2 = "L∞", "L2"
+"""The norms of the attacks."""
+
+
+def grid(
+    base: TrainingConfig, settings: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
+) -> tuple[list[str], list[TrainingConfig]]:
+    """Return the configs of named settings, each with every seed, and the name of each.
+
+    Args:
+        base: what all of them share.
+        settings: the name of each → the fields in which it differs, such as ``{"method": "adversarial"}``.
+        seeds: at least one.
+
+    Raises:
+        InputError: no settings or seeds, or a field that there is not, named with its setting.
+    """
+    if not settings or not seeds:
+        raise InputError("settings: at least one setting and one seed are needed")
+    names, configs = [], []
+    for name, fields in settings.items():
+        for seed in seeds:
+            try:
+                configs.append(TrainingConfig(**base.model_dump() | dict(fields) | {"seed": seed}))
+            except InputError as error:
+                raise InputError(f"settings: '{name}': {error}") from None
+            names.append(name)
+    return names, configs
+
+
+def expanded(base: TrainingConfig, families: Sequence[Mapping[str, Any]]) -> list[TrainingConfig]:
+    """Return every setting of families that are written down in short.
+
+    Args:
+        base: what all of them share, the seed among it.
+        families: fields of a config, whose value, and those of its ``options``, may be lists of values to try; all
+            combinations are taken, in order.
+
+    Raises:
+        InputError: a field that there is not, or a setting that is there twice.
+    """
+    configs = []
+    for family in families:
+        options = family.get("options", {})
+        if not isinstance(options, Mapping):
+            raise InputError(f"tried: options must be numbers by name, not {options!r}")
+        fields = {(name,): value for name, value in family.items() if name != "options"}
+        fields |= {("options", name): value for name, value in options.items()}
+        choices = [value if isinstance(value, list | tuple) else [value] for value in fields.values()]
+        for values in itertools.product(*choices):
+            given = list(zip(fields, values, strict=True))
+            own = {name[0]: value for name, value in given if len(name) == 1}
+            own["options"] = {name[1]: value for name, value in given if len(name) == 2}
+            configs.append(TrainingConfig(**base.model_dump() | own))
+    told = [describe(config) for config in configs]
+    if twice := next((name for name in told if told.count(name) > 1), None):
+        raise InputError(f"tried: '{twice}' is there twice")
+    return configs
+
+
+def family(config: TrainingConfig) -> str:
+    """Return what kind of training a config is: its method in words, and the paper's term where it is added."""
+    if config.plain:
+        return "cross-entropy"
+    name = config.method.replace("_", " ")
+    return f"{name} + isometry" if config.beta and config.method != methods.DEFAULT else name
+
+
+def describe(config: TrainingConfig) -> str:
+    """Return a config's family, options, and weight and factor of the paper's term, in words."""
+    told = [family(config), *(f"{name} = {value:g}" for name, value in config.options)]
+    if config.beta:
+        term = f"β = {config.beta:g}, K = {config.K:g}" + ("" if config.form == "raw" else f", {config.form}")
+        told.append(term if config.method == methods.DEFAULT else f"with {term}")
+    return ", ".join(told)
+
+
+def named(models: Sequence[TrainedModel], names: Sequence[str], table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of :func:`isorepro.sweep.measure` with the setting of each network in its first column.
+
+    Args:
+        models: the networks that were measured.
+        names: of their settings, (models,).
+        table: as many rows of each network, one network after the other.
+
+    Raises:
+        InputError: another number of rows.
+    """
+    count, rest = divmod(len(table), len(models))
+    if rest or len(names) != len(models):
+        raise InputError(
+            f"named: {len(names)} names and {len(table)} rows do not belong to {len(models)} networks"
+        )
+    table = table.copy()
+    table.insert(0, "setting", [name for name in names for _ in range(count)])
+    return table
+
+
+def costs(models: Sequence[TrainedModel], names: Sequence[str]) -> pd.DataFrame:
+    """Return what training took: one row per network, setting, seed and processor_seconds.
+
+    Of a network that is kept from an earlier run it is the time that it took then.
+    """
+    rows = [(name, model.config.seed, model.processor_seconds) for name, model in zip(names, models, strict=True)]
+    return pd.DataFrame(rows, columns=["setting", "seed", "processor_seconds"])
+
+
+def robustness(
+    trained: TrainedModel,
+    *,
+    epsilons: Sequence[float],
+    l2_epsilons: Sequence[float],
+    images: int,
+    l2_images: int,
+    pgd_steps: int = 40,
+    iterations: int = 100,
+    queries: int = 5000,
+) -> pd.DataFrame:
+    """Measure the classification rate of a flat network under AutoAttack in L∞ balls and under PGD in L2 balls.
+
+    Args:
+        trained: the network.
+        epsilons: L∞ radii above 0, strictly increasing.
+        l2_epsilons: L2 radii, strictly increasing.
+        images, l2_images: sizes of the stratified test subsets.
+        pgd_steps: steps of PGD in L2 balls, on the cross-entropy and again on the margin.
+        iterations, queries: of AutoAttack.
+
+    Returns:
+        One row per norm and radius: norm, epsilon, accuracy in [0, 1] (at radius 0 without attack) and images.
+
+    Raises:
+        InputError: a stack of several levels, or radii that do not increase.
+    """
+    rows: list[tuple[str, float, float, int]] = []
+    for norm, radii, size in ((LINF, epsilons, images), (L2, l2_epsilons, l2_images)):
+        (inputs, labels), device = ensemble.attacked_images(trained, size)
+        if labels.dim() > 1:
+            raise InputError(f"comparison: needs a flat network, not a stack of {len(labels)} levels")
+        model = trained.model.to(device)
+        target = model, inputs, labels
+        if norm == LINF:
+            standing = ensemble.autoattack_curve(*target, radii, iterations=iterations, queries=queries)
+        else:
+            curves = [
+                attacks.nested_accuracy_curve(
+                    partial(attacks.l2_pgd, steps=pgd_steps, objective=objective), *target, radii
+                )
+                for objective in (attacks.cross_entropy, attacks.margin)
+            ]
+            standing = ensemble.worst_case(torch.stack(curves))
+        clean = float(attacks.correct_predictions(*target).double().mean())
+        found = [(0.0, clean), *zip(radii, standing.double().mean(1).tolist(), strict=True)]
+        rows += [(norm, *pair, len(inputs)) for pair in found]
+        model.cpu()
+    return pd.DataFrame(rows, columns=["norm", "epsilon", "accuracy", "images"])
+
+
+def validate(trained: TrainedModel, *, epsilon: float, images: int, pgd_steps: int = 40) -> pd.DataFrame:
+    """Measure what a setting is chosen by, on the test part of its dataset.
+
+    That is of :func:`isorepro.data.mnist_validation` the images held out of the training set.
+
+    Args:
+        trained: a flat network.
+        epsilon: L∞ radius.
+        images: size of the stratified subset that is attacked; the accuracy without attack is taken over all.
+        pgd_steps: steps of PGD, on the cross-entropy and again on the margin; an image stands if both fail.
+
+    Returns:
+        One row: clean and robust, accuracies in [0, 1].
+
+    Raises:
+        InputError: a stack of several levels.
+    """
+    (inputs, labels), device = ensemble.attacked_images(trained, images)
+    if labels.dim() > 1:
+        raise InputError(f"comparison: needs a flat network, not a stack of {len(labels)} levels")
+    model = trained.model.to(device)
+    whole = data.load(trained.config.dataset, seed=trained.config.seed).to(device)
+    clean = clean_accuracy(model, whole.test_inputs, whole.test_labels)
+    curves = [
+        attacks.nested_accuracy_curve(
+            partial(attacks.pgd, steps=pgd_steps, objective=objective), model, inputs, labels, [epsilon]
+        )
+        for objective in (attacks.cross_entropy, attacks.margin)
+    ]
+    model.cpu()
+    robust = float(ensemble.worst_case(torch.stack(curves)).double().mean())
+    return pd.DataFrame({"clean": [clean], "robust": [robust]})
+
+
+def choose(tried: pd.DataFrame, *, plain: str, loss: float) -> pd.DataFrame:
+    """Say of every setting tried whether it would be chosen: of its family the most robust that costs no accuracy.
+
+    Args:
+        tried: one row per setting: setting, family, clean and robust (:func:`validate`).
+        plain: the setting that the others' accuracy is compared with.
+        loss: how much less accurate without attack a setting may be, in [0, 1].
+
+    Returns:
+        The rows with eligible (accurate enough) and chosen (the most robust eligible one of its family; of equal
+        ones the first).
+
+    Raises:
+        InputError: ``plain`` is not among the settings.
+    """
+    if plain not in set(tried["setting"]):
+        raise InputError(f"settings: '{plain}', with which the others are compared, is not among them")
+    least = tried.loc[tried["setting"] == plain, "clean"].mean() - loss
+    eligible = tried["clean"] >= least
+    best = tried[eligible].groupby("family", sort=False)["robust"].idxmax()
+    return tried.assign(eligible=eligible, chosen=tried.index.isin(best))
