@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Foundations": ("errors", "paths", "progress", "stats", "claims"),
-    "Data, networks and training": ("hierarchy", "data", "losses", "models", "training"),
+    "Data, networks and training": ("hierarchy", "data", "losses", "models", "methods", "training"),
     "Attacks and measures": (
         *(
             "attacks",

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from isorepro import attacks, data, hierarchy
+from isorepro import attacks, data, hierarchy, methods
 from isorepro.attacks import PIXELS, Objective
 from isorepro.errors import InputError
 from isorepro.robustness import CLEAN, CORRECTED, FGSM, ONE_GRADIENT_PGD, PGD, RELEASED
@@ -381,17 +381,17 @@ def worst_case(standing: Tensor) -> Tensor:
 def sources(models: Sequence[TrainedModel]) -> list[TrainedModel | None]:
     """Return for each network the cross-entropy network that attacks are transferred from.
 
-    It is equal but for the isometry term and has the next seed, after the last the first; with a single seed the
-    cross-entropy networks have none.
+    It is equal but for the isometry term and the method, and has the next seed, after the last the first; with a
+    single seed the cross-entropy networks have none.
 
     Args:
-        models: networks among which there is one with β = 0 for every kind and seed.
+        models: networks among which there is one with β = 0 and the default method for every kind and seed.
 
     Raises:
         InputError: there is not.
     """
     seeds = sorted({model.config.seed for model in models})
-    by_kind = {_kind(model.config): model for model in models if not model.config.beta}
+    by_kind = {_kind(model.config): model for model in models if model.config.plain}
     found: list[TrainedModel | None] = []
     for model in models:
         seed = seeds[(seeds.index(model.config.seed) + 1) % len(seeds)]
@@ -403,8 +403,10 @@ def sources(models: Sequence[TrainedModel]) -> list[TrainedModel | None]:
 
 
 def _kind(config: TrainingConfig, seed: int | None = None) -> str:
-    """Return what two networks share that differ in the isometry term alone."""
+    """Return what two networks share that differ in the isometry term and the method alone."""
     kept = config.model_dump() | {
+        "method": methods.DEFAULT,
+        "options": (),
         "form": "raw",
         "K": 1.0,
         "beta": 0.0,

@@ -1,5 +1,6 @@
-"""The paper's isometry term, in the two forms its code has had."""
+"""The paper's isometry term, in the two forms its code has had, and the penalties of other methods."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,3 +139,99 @@ class ClassBlocks:
         """Return the penalty for the representation (N, …) of all points; arguments as of :func:`isometry`."""
         d_h = self._within(_scaled(representation, K, form), self.members)
         return _term(d_h, self.distances, self.same_class, self.size, beta, K, form)
+
+
+def sign_ascent(
+    objective: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    *,
+    epsilon: float,
+    steps: int,
+    step_size: float,
+    start: float,
+    bounds: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
+    """Return a point in the L∞ ball around each input, found by steps along the sign of a gradient.
+
+    Only the gradient with respect to the points is taken, and nothing can be back-propagated through them.
+
+    Args:
+        objective: what to ascend: points (B, …) → a scalar, a sum over examples.
+        inputs: (B, …) within the bounds.
+        epsilon: radius of the ball, ≥ 0.
+        steps: number of steps, ≥ 0; with none, the random start is returned.
+        step_size: length of a step in units of ε / steps; 1 just reaches from the centre to the border.
+        start: radius of the cube in which the starts are drawn uniformly, in units of ε, in [0, 1].
+        bounds: least and largest value that an input can have.
+        generator: of the starts, on the CPU.
+
+    Returns:
+        Points within the bounds and within ε of the inputs, same shape.
+    """
+    inputs = inputs.detach()
+    lower, upper = ((inputs + way * epsilon).clamp_(*bounds) for way in (-1, 1))
+    points = inputs
+    if start:
+        reach = start * epsilon
+        offset = torch.empty(inputs.shape, dtype=inputs.dtype).uniform_(-reach, reach, generator=generator)
+        points = torch.clamp(inputs + offset.to(inputs.device), lower, upper)
+    for _ in range(steps):
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(points), points)
+        points = torch.clamp(
+            points.detach().add(gradient.sign_(), alpha=step_size * epsilon / steps), lower, upper
+        )
+    return points
+
+
+def local_isometry(representation: Tensor, moved: Tensor, delta: Tensor, *, beta: float, K: float = 1.0) -> Tensor:
+    """Return the penalty on the length of a small step that changes on its way through the network.
+
+    β · mean (K·‖h(x + δ) − h(x)‖ − ‖δ‖)², the mean over the examples. Where h does not move, the norm's gradient
+    is taken as 0, its smallest subgradient.
+
+    Args:
+        representation: h(x), (B, …).
+        moved: h(x + δ), (B, …).
+        delta: δ, (B, …).
+        beta: weight of the penalty, ≥ 0.
+        K: factor on the representation's distances, > 0.
+
+    Returns:
+        A scalar ≥ 0.
+    """
+    after = torch.linalg.vector_norm((moved - representation).flatten(1), dim=1)
+    before = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    penalty: Tensor = beta * (K * after - before).square().mean()
+    return penalty
+
+
+def jacobian_norm(outputs: Tensor, inputs: Tensor, *, projections: int, generator: torch.Generator) -> Tensor:
+    """Return the squared Frobenius norm of the Jacobian, averaged over the examples, with its graph.
+
+    Estimated without bias from products with random unit vectors (Hoffman et al. 2019), or exact.
+
+    Args:
+        outputs: (B, C), each row a function of the same row of the inputs alone.
+        inputs: (B, …), which require a gradient.
+        projections: number of random vectors for each example; 0 takes all C axes instead, which is exact.
+        generator: of the vectors, on the CPU.
+
+    Returns:
+        A scalar ≥ 0.
+    """
+    size, count = outputs.shape
+    if projections:
+        drawn = torch.randn(projections, size, count, dtype=outputs.dtype, generator=generator)
+        vectors = torch.nn.functional.normalize(drawn, dim=2).to(outputs.device)
+        scale = count / projections
+    else:
+        axes = torch.eye(count, dtype=outputs.dtype, device=outputs.device)
+        vectors, scale = axes[:, None].expand(count, size, count), 1.0
+    total = torch.zeros((), dtype=outputs.dtype, device=outputs.device)
+    for vector in vectors:
+        (product,) = torch.autograd.grad(outputs, inputs, vector, create_graph=True)
+        total = total + product.square().sum()
+    return scale / size * total

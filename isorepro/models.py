@@ -86,6 +86,29 @@ class Stack(nn.Module):
         """Return the representation of the finest level, where the isometry term acts: (B, …) → (B, width)."""
         return self.levels(inputs)[-1][0]
 
+    def hidden(self, inputs: Tensor, level: int, *, back: int = 0) -> Tensor:
+        """Return a hidden layer of the network that classifies at a level, and compute no more.
+
+        Args:
+            inputs: (B, …).
+            level: from 0, the coarsest.
+            back: how many layers before the representation; 0 is the representation itself.
+
+        Returns:
+            Shape (B, width).
+
+        Raises:
+            InputError: there are fewer layers.
+        """
+        layers = [layer for block in islice(self.blocks, self.reads[level]) for layer in block.children()]
+        most = len(layers) // 2
+        if not 0 <= back <= most:
+            raise InputError(f"back: must be from 0 to {most}, the input layer, not {back}")
+        found: Tensor = self.input_layer(inputs)
+        for layer in layers[: 2 * (most - back)]:
+            found = layer(found)
+        return found
+
     def activations(self, inputs: Tensor) -> list[Tensor]:
         """Return the output of the input layer and of each hidden layer of all blocks, each (B, width)."""
         found = [self.input_layer(inputs)]

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +34,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from isorepro import cluster, data, hierarchy, paths
+from isorepro import cluster, data, hierarchy, methods, paths
 from isorepro.errors import InputError, unknown
 from isorepro.models import Stack
 from isorepro.progress import say, track
@@ -103,10 +103,7 @@ def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> 
         least=lambda left: min(_least_seconds(wanted[key]) for key in left),
     )
     # Configs of one identity share a network; each gets it back under the config that was asked for.
-    return [
-        TrainedModel(config, models[key].model, models[key].history, models[key].seconds)
-        for key, config in zip(keys, configs, strict=True)
-    ]
+    return [replace(models[key], config=config) for key, config in zip(keys, configs, strict=True)]
 
 
 def _least_seconds(config: TrainingConfig) -> float:
@@ -160,14 +157,18 @@ def histories(models: Sequence[TrainedModel]) -> pd.DataFrame:
 
 
 def _stacked(models: Sequence[TrainedModel], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    configs = pd.DataFrame(
-        [model.config.model_dump() | {"hierarchy": hierarchy.to_text(model.config.hierarchy)} for model in models]
-    )
+    configs = pd.DataFrame([_in_text(model.config) for model in models])
     always = {"form", "K", "beta", "seed"}
     named = configs[[name for name in configs if name in always or configs[name].nunique(dropna=False) > 1]]
     stacked = pd.concat(tables, keys=range(len(tables)), names=["model", None])
     position = stacked.index.get_level_values("model")
     return pd.concat([named.loc[position].reset_index(drop=True), stacked.reset_index(drop=True)], axis=1)
+
+
+def _in_text(config: TrainingConfig) -> dict[str, Any]:
+    """Return the fields of a config as the columns of a table show them."""
+    told = {"hierarchy": hierarchy.to_text(config.hierarchy), "options": methods.to_text(config.options)}
+    return config.model_dump() | told
 
 
 def model_key(config: TrainingConfig) -> str:
@@ -180,6 +181,9 @@ def model_key(config: TrainingConfig) -> str:
     if make := _added_datasets().get(config.dataset):
         _name_of(make, "dataset")
         added = [_file_of(make)]
+    method = methods.Method.of(config.method, config.options).function
+    if method.__module__ != methods.__name__:
+        added.append(_source_of(method))
     return _digest(config.identity(), _loaded_fingerprint("isorepro.training"), *added)
 
 
@@ -198,6 +202,14 @@ def _name_of(function: Callable[..., Any], what: str) -> str:
     if function.__module__ == "__main__" or "<" in name:
         raise InputError(f"{what}: {name} must be a function of a module, so that its results can be kept")
     return name
+
+
+def _source_of(function: Callable[..., Any]) -> str:
+    """Return what stands for the code of a function and of all it may call in this package."""
+    if function.__module__.startswith("isorepro."):
+        return _loaded_fingerprint(function.__module__)
+    everything = sorted(path.stem for path in PACKAGE.glob("*.py"))
+    return _digest(_file_of(function), [_loaded_fingerprint(f"isorepro.{m}") for m in everything])
 
 
 def _file_of(function: Callable[..., Any]) -> str:
@@ -279,11 +291,7 @@ def _measure_key(
     configs: Sequence[TrainingConfig | None], function: Callable[..., Any], parameters: dict[str, Any]
 ) -> str:
     name = _name_of(function, "measure")
-    if function.__module__.startswith("isorepro."):
-        source = _loaded_fingerprint(function.__module__)
-    else:
-        everything = sorted(path.stem for path in PACKAGE.glob("*.py"))
-        source = _digest(_file_of(function), [_loaded_fingerprint(f"isorepro.{m}") for m in everything])
+    source = _source_of(function)
     try:
         return _digest(*[model_key(config) if config else None for config in configs], name, parameters, source)
     except TypeError as error:
@@ -587,6 +595,7 @@ def _write_model(path: Path, trained: TrainedModel) -> TrainedModel:
             "architecture": trained.model.architecture,
             "history": trained.history.to_dict("list"),
             "seconds": trained.seconds,
+            "processor_seconds": trained.processor_seconds,
         }
     )
     metadata = {"about": about, "sha256": _state_digest(state, about)}
@@ -611,7 +620,8 @@ def _read_model(path: Path) -> TrainedModel | None:
         say(f"the kept network {path} is damaged and is trained again ({error})")
         return None
     config = TrainingConfig(**about["config"])
-    return TrainedModel(config, model.eval(), pd.DataFrame(about["history"]), about["seconds"])
+    times = about["seconds"], about["processor_seconds"]
+    return TrainedModel(config, model.eval(), pd.DataFrame(about["history"]), *times)
 
 
 def _state_digest(state: dict[str, torch.Tensor], about: str) -> str:

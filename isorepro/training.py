@@ -1,24 +1,29 @@
 """One seeded training loop for every network of the book."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
 
-from isorepro import data, hierarchy
+from isorepro import data, hierarchy, methods
 from isorepro.errors import Config, InputError
 from isorepro.hierarchy import Hierarchy
 from isorepro.losses import ClassBlocks, Form, isometry, pairwise_distances, squared_norms
+from isorepro.methods import Clean, Course, Method, Options
 from isorepro.models import Gradients, Readout, Stack
 
 Measured = tuple[Tensor, Tensor, Tensor]
-"""A level's cross-entropy and isometry term, both scalars, and logits (B, classes), all detached."""
+"""A level's cross-entropy (of another method its loss) and isometry term, both scalars, and logits (B, classes).
+
+All detached; the logits are those of the inputs as they are.
+"""
 
 Watch = Callable[[int, Stack], None]
 """A function of an epoch, 0 before the first, and of the network as it is then, which it must leave alone."""
@@ -33,8 +38,11 @@ class TrainingConfig(Config):
     Attributes:
         dataset: name of the dataset (:data:`isorepro.data.DATASETS`).
         train_size: size of the stratified training subset; None takes all.
-        form: form of the isometry term (:func:`isorepro.losses.isometry`).
-        beta: weight of the term, ≥ 0; 0 is plain cross-entropy.
+        method: what stands in for the cross-entropy, or acts on the network or its optimizer: a key of
+            :data:`isorepro.methods.METHODS`, "module:function", or a function of a module. By default the paper's.
+        options: of the method, numbers by name, a dict or pairs; kept as pairs in the order of the names.
+        form: form of the isometry term (:func:`isorepro.losses.isometry`), which is added to any method's loss.
+        beta: weight of the term, ≥ 0; 0 is without it, and with the default method plain cross-entropy.
         K: factor on the representation distances, > 0.
         hierarchy: levels of groups of classes above the classes (:mod:`isorepro.hierarchy`), one block of the
             stack each; empty for the flat network.
@@ -48,12 +56,14 @@ class TrainingConfig(Config):
         epochs, batch_size, learning_rate: of Adam; the paper takes 5, 100 and 1e-3 on MNIST. A batch size
             from the size of the set on is full-batch training, one step an epoch.
         log_every: epochs from one row of the history to the next; the last epoch always has one.
-        seed: of the weights, the order of the examples and the subset.
+        seed: of the weights, the order of the examples, the subset, and what is random in the method.
         device: "auto" takes a GPU when there is one.
     """
 
     dataset: str = "mnist"
     train_size: Size | None = None
+    method: str = methods.DEFAULT
+    options: Options = ()
     form: Form = "raw"
     beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     K: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -74,24 +84,42 @@ class TrainingConfig(Config):
 
     def __init__(self, **values: Any) -> None:
         # Before pydantic, which would ask for tuples where a list is as good.
-        given = values.get("hierarchy", ())
-        super().__init__(**values | {"hierarchy": hierarchy.checked(given, nested=values.get("nested", True))})
+        levels = hierarchy.checked(values.get("hierarchy", ()), nested=values.get("nested", True))
+        method = Method.of(values.get("method", methods.DEFAULT), values.get("options", ()))
+        super().__init__(**values | {"hierarchy": levels, "method": method.name, "options": method.given})
 
     def identity(self) -> dict[str, object]:
         """Return the fields that decide the result, so that equal networks are trained once.
 
-        Without the isometry term its form and K change nothing; "auto" stands for what it resolves to.
+        Without the isometry term its form and K change nothing; "auto" stands for what it resolves to. The method
+        is named, with all its options, if it is not the default.
         """
         fields = self.model_dump() | {"device": resolve_device(self.device).type}
+        del fields["method"], fields["options"]
+        if self.method != methods.DEFAULT:
+            fields |= {"method": self.method, "options": self.every_option}
         return fields if self.beta else fields | {"form": "raw", "K": 1.0}
+
+    @property
+    def every_option(self) -> dict[str, int | float]:
+        """The method's options by name, those not given at their defaults."""
+        return dict(Method.of(self.method, self.options).options)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is training on the cross-entropy and nothing else."""
+        return self.method == methods.DEFAULT and not self.beta
 
     @property
     def representation_scale(self) -> float:
         """The factor on the representation's distances that training aims at: K in the raw form, else 1.
 
-        Cross-entropy and the normalised form fix no scale.
+        Without the isometry term it is the method's option K, if it has one. Cross-entropy and the normalised form
+        fix no scale.
         """
-        return self.K if self.beta and self.form == "raw" else 1.0
+        if self.beta:
+            return self.K if self.form == "raw" else 1.0
+        return float(self.every_option.get("K", 1.0))
 
 
 @dataclass(frozen=True)
@@ -101,18 +129,22 @@ class TrainedModel:
     Attributes:
         config: its configuration.
         model: the network, on the CPU, in evaluation mode.
-        history: one row per logged epoch and level: epoch (1 …), level (1 … coarse to fine), cross_entropy and
-            isometry (means over the epoch, in nats and in β-weighted units), train_accuracy (running, in [0, 1]),
+        history: one row per logged epoch and level: epoch (1 …), level (1 … coarse to fine), cross_entropy (of
+            another method the loss that stands in for it) and isometry (means over the epoch, in nats and in
+            β-weighted units), train_accuracy (running, of the inputs as they are, in [0, 1]),
             test_accuracy (in [0, 1]); and, on up to a thousand training examples after the epoch,
             distance_error (the raw isometry term with β = 1 and the config's representation_scale for K) and
             lipschitz_ratio (max D_h / max D_x, as in the paper's figure).
         seconds: wall time of the training.
+        processor_seconds: processor time of its steps alone, without loading data and logging; NaN if it was not
+            trained here.
     """
 
     config: TrainingConfig
     model: Stack
     history: pd.DataFrame
     seconds: float
+    processor_seconds: float = math.nan
 
 
 def resolve_device(device: str) -> torch.device:
@@ -155,6 +187,9 @@ def build(config: TrainingConfig, inputs: Tensor, classes: int) -> Stack:
 def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel:
     """Train the network of a config by Adam on cross-entropy + isometry of every level (the paper's loss).
 
+    The config's method takes the place of the cross-entropy, or changes the network or the optimizer first. The
+    network that is returned has plain weights, whatever a method made them of.
+
     Distances are those of one mini-batch at a time: memory does not grow with the square of the set. In full-batch
     training those of the inputs are computed once.
 
@@ -164,7 +199,8 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
             the network comes out the same bits with it and without.
 
     Raises:
-        InputError: unknown dataset, impossible size or device, or a hierarchy of other classes.
+        InputError: unknown dataset, impossible size or device, a hierarchy of other classes, or a method that
+            returns what it must not.
         DataError: the dataset's files are missing or damaged.
         FloatingPointError: the loss became NaN or infinite.
     """
@@ -176,7 +212,12 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
         hierarchy.level_labels(config.hierarchy, known, classes)
         for known in (dataset.train_labels, dataset.test_labels)
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    method = Method.of(config.method, config.options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        method.prepare(model)
+    optimizer = method.optimizer(torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True))
+    course = Course.begin(method, inputs, config.seed)
     shuffle = torch.Generator().manual_seed(config.seed)
     full_batch = config.batch_size >= len(inputs)
     blocks = [ClassBlocks.of(inputs, row) for row in labels] if full_batch and config.beta else None
@@ -184,20 +225,27 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
     trained = [model.trained_by(level, config.gradients) for level in range(len(labels))]
     # About a thousand examples, spread over the set, which may be sorted.
     stride = -(-len(inputs) // 1000)
-    history = []
+    history, spent = [], 0.0
     started = time.perf_counter()
     if watch:
         watch(0, model)
     for epoch in range(1, config.epochs + 1):
+        began = time.process_time()
         if full_batch:
-            means = epoch_means([step(model, optimizer, inputs, labels, config, blocks, trained)], labels)
+            now = replace(course, epoch=epoch, progress=(epoch - 1) / config.epochs)
+            means = epoch_means(
+                [step(model, optimizer, inputs, labels, config, blocks, trained, None, now)], labels
+            )
         else:
             order, measured = torch.randperm(len(inputs), generator=shuffle).to(device), []
-            for batch in order.split(config.batch_size):
+            batches = order.split(config.batch_size)
+            for number, batch in enumerate(batches):
                 part = inputs.index_select(0, batch), labels.index_select(1, batch)
                 own_norms = None if norms is None else norms[batch]
-                measured.append(step(model, optimizer, *part, config, None, trained, own_norms))
+                now = replace(course, epoch=epoch, progress=(epoch - 1 + number / len(batches)) / config.epochs)
+                measured.append(step(model, optimizer, *part, config, None, trained, own_norms, now))
             means = epoch_means(measured, labels[:, order])
+        spent += time.process_time() - began
         if not torch.isfinite(means).all():
             loss = means[:, :2].sum().item()
             raise FloatingPointError(f"the loss became {loss} in epoch {epoch} of {config!r}")
@@ -213,7 +261,10 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
         if watch:
             watch(epoch, model)
     seconds = time.perf_counter() - started
-    return TrainedModel(config, model.cpu().eval(), pd.DataFrame(history), seconds)
+    for layer in list(model.modules()):
+        for name in list(getattr(layer, "parametrizations", ())):
+            parametrize.remove_parametrizations(layer, name)
+    return TrainedModel(config, model.cpu().eval(), pd.DataFrame(history), seconds, spent)
 
 
 def step(
@@ -225,6 +276,7 @@ def step(
     blocks: Sequence[ClassBlocks] | None = None,
     trained: Sequence[Sequence[nn.Parameter]] | None = None,
     norms: Tensor | None = None,
+    now: Course | None = None,
 ) -> list[Measured]:
     """Take one optimizer step on one batch (with ``adam="anew"`` one for each level, coarse to fine).
 
@@ -238,12 +290,14 @@ def step(
         trained: of every level, the parameters that its loss trains (:meth:`isorepro.models.Stack.trained_by`);
             without them they are found anew, which takes time.
         norms: the inputs' squared norms (B,), where they are known; saves time.
+        now: how far the training is, with the config's method; without it the training begins, which takes time.
 
     Returns:
         What was measured at every level, before the step.
     """
     distances = pairwise_distances(inputs, norms) if config.beta and not blocks else None
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    now = now or Course.begin(Method.of(config.method, config.options), inputs, config.seed)
     everything = range(len(labels))
     measured = []
     for together in [everything] if config.adam == "kept" else [[level] for level in everything]:
@@ -252,22 +306,27 @@ def step(
         # By hand: the optimizer's own way takes longer than some layers do.
         for parameter in parameters:
             parameter.grad = None
-        outputs = model.levels(inputs)
+        clean = Clean(model, inputs)
+        losses = []
         for level in together:
-            representation, logits = outputs[level]
-            entropy = cross_entropy(logits, labels[level])
+            batch = now.batch(level, model, inputs, labels[level], clean)
+            loss = now.method.loss(batch)
             weights: dict[str, Any] = {"beta": config.beta, "K": config.K, "form": config.form}
             if blocks:
-                penalty = blocks[level].isometry(representation, **weights)
+                penalty = blocks[level].isometry(batch.representation, **weights)
             elif distances is not None:
-                penalty = isometry(representation, distances, labels[level], **weights)
+                penalty = isometry(batch.representation, distances, labels[level], **weights)
             else:
-                penalty = torch.zeros_like(entropy)
+                penalty = torch.zeros_like(loss)
             own = trained[level] if trained else model.trained_by(level, config.gradients)
             # Naming all parameters gives the same gradients as naming none, and takes longer.
             only = own if len(own) < len(parameters) else None
-            (entropy + penalty).backward(inputs=only, retain_graph=level != together[-1])
-            measured.append((entropy.detach(), penalty.detach(), logits.detach()))
+            (loss + penalty).backward(inputs=only, retain_graph=level != together[-1])
+            losses.append((loss.detach(), penalty.detach()))
+        # A method may have had no need of them.
+        with torch.no_grad():
+            outputs = clean.outputs
+        measured += [(*losses[at], outputs[level][1].detach()) for at, level in enumerate(together)]
         optimizer.step()
     return measured
 

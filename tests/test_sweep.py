@@ -368,6 +368,7 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
     config = TrainingConfig(beta=1.0, device="cpu")
     other = {
         "train_size": 10,
+        "method": "noise",
         "form": "normalised",
         "beta": 2.0,
         "K": 2.0,
@@ -385,7 +386,7 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
         "log_every": 2,
         "seed": 1,
     }
-    assert other.keys() == TrainingConfig.model_fields.keys() - {"dataset", "device"}
+    assert other.keys() == TrainingConfig.model_fields.keys() - {"dataset", "options", "device"}
     keys = {sweep.model_key(TrainingConfig(**config.model_dump() | {k: v})) for k, v in other.items()}
     assert len(keys | {sweep.model_key(config)}) == len(other) + 1
     before = sweep.model_key(config)
