@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "stacks",
             "released",
             "ensemble",
+            "comparison",
             "health",
         ),
     ),

@@ -58,14 +58,14 @@ def expanded(base: TrainingConfig, families: Sequence[Mapping[str, Any]]) -> lis
         options = family.get("options", {})
         if not isinstance(options, Mapping):
             raise InputError(f"tried: options must be numbers by name, not {options!r}")
-        fields = {(name,): value for name, value in family.items() if name != "options"}
-        fields |= {("options", name): value for name, value in options.items()}
-        choices = [value if isinstance(value, list | tuple) else [value] for value in fields.values()]
-        for values in itertools.product(*choices):
-            given = list(zip(fields, values, strict=True))
-            own = {name[0]: value for name, value in given if len(name) == 1}
-            own["options"] = {name[1]: value for name, value in given if len(name) == 2}
-            configs.append(TrainingConfig(**base.model_dump() | own))
+        own = {name: value for name, value in family.items() if name != "options"}
+        listed = [
+            value if isinstance(value, list | tuple) else [value] for value in (*own.values(), *options.values())
+        ]
+        for values in itertools.product(*listed):
+            fields = dict(zip(own, values, strict=False))
+            given = dict(zip(options, values[len(own) :], strict=True))
+            configs.append(TrainingConfig(**base.model_dump() | fields | {"options": given}))
     told = [describe(config) for config in configs]
     if twice := next((name for name in told if told.count(name) > 1), None):
         raise InputError(f"tried: '{twice}' is there twice")

@@ -476,3 +476,21 @@ def effect_table(verdicts: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFr
             "Cliff's δ": texts["delta"],
         }
     )
+
+
+def tried_table(tried: pd.DataFrame) -> pd.DataFrame:
+    """Return the settings of :func:`isorepro.comparison.choose` as a table, the most robust family first."""
+    best = tried.groupby("family")["robust"].transform("max")
+    rows = tried.assign(best=best).sort_values(
+        ["best", "family", "robust"], ascending=[False, True, False], kind="stable"
+    )
+    outcome = np.select([rows["chosen"], ~rows["eligible"]], ["chosen", "costs too much accuracy"], "less robust")
+    return pd.DataFrame(
+        {
+            "setting": rows["setting"],
+            "without attack": [f"{value:.2%}" for value in rows["clean"]],
+            "under PGD": [f"{value:.1%}" for value in rows["robust"]],
+            "processor time": [f"{value:.1f} s" for value in rows["processor_seconds"]],
+            "outcome": outcome,
+        }
+    )
