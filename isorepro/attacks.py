@@ -335,7 +335,7 @@ def l2_pgd(
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
 
     def lengths(moves: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(moves.flatten(1), dim=1).clamp_min(torch.finfo(moves.dtype).tiny)
+        norms: Tensor = torch.linalg.vector_norm(moves.flatten(1), dim=1).clamp_min(torch.finfo(moves.dtype).tiny)
         return norms.view(-1, *[1] * (moves.dim() - 1))
 
     def into_ball(moves: Tensor, origin: Tensor) -> Tensor:
