@@ -29,6 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "released",
             "ensemble",
             "health",
+            "corruptions",
         ),
     ),
     "Many networks": ("cluster", "sweep"),

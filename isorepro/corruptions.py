@@ -472,6 +472,15 @@ def by_corruption(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([each, mean.assign(corruption=MEAN)], ignore_index=True)
 
 
+def by_severity(table: pd.DataFrame) -> pd.DataFrame:
+    """Average accuracies over corruptions: one row per network, seed and severity, 0 for no corruption.
+
+    Args:
+        table: rows of :func:`accuracies` with ``network`` and ``seed``.
+    """
+    return table.groupby(["network", "seed", "severity"], sort=False)["accuracy"].mean().reset_index()
+
+
 OWN, ALIKE, OTHER, OTHERS, ALL = "its own", "same kind", "other kinds", "all but its own", "all"
 """What a network that was trained on perturbed images is tested on, and what every other network is."""
 
