@@ -40,7 +40,7 @@ MEAN = "mean of all"
 
 
 def _amount(severity: int, *amounts: float) -> float:
-    if severity not in SEVERITIES:
+    if not isinstance(severity, int) or severity not in SEVERITIES:
         raise InputError(f"severity: must be a whole number from 1 to {len(SEVERITIES)}, not {severity!r}")
     return amounts[severity - 1]
 
@@ -317,6 +317,7 @@ def _corrupted(images: Tensor, cases: Iterable[tuple[str, int]], seed: int) -> I
 def accuracies(
     trained: TrainedModel,
     *,
+    dataset: str | None = None,
     images: int | None = None,
     names: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
@@ -326,6 +327,7 @@ def accuracies(
 
     Args:
         trained: the network; of a stack the finest level is asked.
+        dataset: whose test images are corrupted; None for the dataset that the network was trained on.
         images: size of the stratified test subset; None takes all.
         names: keys of :data:`CORRUPTIONS`.
         severities: each from 1 to 5.
@@ -338,13 +340,13 @@ def accuracies(
     Raises:
         InputError: as :func:`corrupt`.
     """
-    dataset = data.load(trained.config.dataset, test_size=images)
+    loaded = data.load(dataset or trained.config.dataset, test_size=images)
     device = resolve_device(trained.config.device)
-    model, labels = trained.model.to(device), dataset.test_labels.to(device)
+    model, labels = trained.model.to(device), loaded.test_labels.to(device)
     cases = [(CLEAN, 0), *itertools.product(names, _checked(severities))]
     rows = [
         (name, severity, clean_accuracy(model, shown.to(device), labels))
-        for name, severity, shown in _corrupted(dataset.test_inputs, cases, seed)
+        for name, severity, shown in _corrupted(loaded.test_inputs, cases, seed)
     ]
     # Back to where every other measurement expects it.
     trained.model.cpu()

@@ -1400,13 +1400,18 @@ def corruption_differences(
     for row, name in enumerate(rows):
         axes.text(0, row, f"{100 * level[name]:.0f}", color=INK, fontsize=letters, ha="center", va="center")
     for (row, column), value in np.ndenumerate(field.to_numpy()):
-        colour = LIGHT if abs(value) > 0.6 * most else BLACK
+        red, green, blue, _ = colours((value / most + 1) / 2)
+        # The letters that contrast more with a cell of this lightness.
+        colour = BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else LIGHT
         # Adding 0 takes the sign from a zero that a small negative number was rounded to.
         text = f"{round(value) + 0:+d}".replace("-", "−") if round(value) else "0"
         axes.text(column + 1, row, text, color=colour, fontsize=letters, ha="center", va="center")
         if trained_on.get(networks[column]) == rows[row]:
             frame = mpl.patches.Rectangle((column + 0.54, row - 0.46), 0.92, 0.92, fill=False, ec=INK, lw=1.8)
             axes.add_patch(frame)
+    # Without corruption, and the mean of all, are not corruptions.
+    for between in (0.5, len(rows) - 1.5):
+        axes.axhline(between, color=PAPER, lw=2.5)
     axes.set_xticks(
         range(len(networks) + 1), labels=[f"{baseline}, %", *networks], rotation=55, ha="left", va="bottom"
     )
@@ -1441,7 +1446,9 @@ def corruption_transfer(gains: pd.DataFrame, *, groups: Mapping[str, str], narro
         rows = gains[gains["tested"] == tested]
         means = 100 * rows["mean"]
         reach = np.abs(100 * rows[["low", "high"]].to_numpy().T - means.to_numpy())
-        offset = 0.3 * (2 * (place + 0.5) / len(groups) - 1)
+        # Networks of one group have their dot in the middle of the row.
+        alone = rows["network"].map(gains["network"].value_counts()) == 1
+        offset = np.where(alone, 0, 0.22 * (place - 1))
         style = {"color": colours[place], "marker": MARKERS[place], "linestyle": "", "elinewidth": 1.2}
         axes.errorbar(means, rows["network"].map(networks.index) + offset, xerr=reach, label=words, **style)
     axes.axvline(0, color=INK, linestyle=(0, (4, 1.5)), lw=1)
