@@ -72,7 +72,8 @@ def glass_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     taken = (rows + moves[0]).clamp(0, size - 1) * size + (columns + moves[1]).clamp(0, size - 1)
     scattered = images.flatten(1).gather(1, taken.flatten(1)).view_as(images)
-    return gaussian_blur(scattered, kernel_size=[5, 5], sigma=[0.5, 0.5]).clamp(0, 1)
+    blurred: Tensor = gaussian_blur(scattered, kernel_size=[5, 5], sigma=[0.5, 0.5])
+    return blurred.clamp(0, 1)
 
 
 def motion_blur(images: Tensor, severity: int, generator: Generator) -> Tensor:

@@ -1449,7 +1449,12 @@ def corruption_transfer(gains: pd.DataFrame, *, groups: Mapping[str, str], narro
         # Networks of one group have their dot in the middle of the row.
         alone = rows["network"].map(gains["network"].value_counts()) == 1
         offset = np.where(alone, 0, 0.22 * (place - 1))
-        style = {"color": colours[place], "marker": MARKERS[place], "linestyle": "", "elinewidth": 1.2}
+        style: dict[str, Any] = {
+            "color": colours[place],
+            "marker": MARKERS[place],
+            "linestyle": "",
+            "elinewidth": 1.2,
+        }
         axes.errorbar(means, rows["network"].map(networks.index) + offset, xerr=reach, label=words, **style)
     axes.axvline(0, color=INK, linestyle=(0, (4, 1.5)), lw=1)
     axes.set(xlabel="difference to CE, same seed, in points", ylim=(len(networks) - 0.5, -0.5))
