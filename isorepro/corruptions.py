@@ -475,6 +475,28 @@ def by_corruption(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([each, mean.assign(corruption=MEAN)], ignore_index=True)
 
 
+def all_but(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Average accuracies over all corruptions but one, and over severities.
+
+    Args:
+        table: rows of :func:`accuracies` with ``network`` and ``seed``.
+        names: what is left out, one by one.
+
+    Returns:
+        One row per name, network and seed: network, seed, corruption ("all but" and the name) and accuracy.
+    """
+    means = by_corruption(table)
+    rows = [
+        means[~means["corruption"].isin([CLEAN, MEAN, name])]
+        .groupby(["network", "seed"], sort=False)["accuracy"]
+        .mean()
+        .reset_index()
+        .assign(corruption=f"all but {name}")
+        for name in names
+    ]
+    return pd.concat(rows, ignore_index=True)[list(means)] if rows else means.iloc[:0]
+
+
 def by_severity(table: pd.DataFrame) -> pd.DataFrame:
     """Average accuracies over corruptions: one row per network, seed and severity, 0 for no corruption.
 

@@ -418,6 +418,12 @@ def test_means_over_severities_and_over_corruptions() -> None:
     assert means["CE", 0, corruptions.CLEAN] == pytest.approx(0.5)
     assert means["CE + fog", 1, "fog"] == pytest.approx(0.5 + 0.01 + 0.1 + 0.03)
     assert means["CE + fog", 0, corruptions.MEAN] == pytest.approx(0.5 + 0.1 / 3 + 0.03)
+    left = corruptions.all_but(measured(), ["fog", "shear"]).set_index(["network", "seed", "corruption"])[
+        "accuracy"
+    ]
+    assert left["CE + fog", 0, "all but fog"] == pytest.approx(0.53)
+    assert left["CE + fog", 1, "all but shear"] == pytest.approx(0.5 + 0.01 + 0.1 / 2 + 0.03)
+    assert len(left) == 8
     by_severity = corruptions.by_severity(measured()).set_index(["network", "seed", "severity"])["accuracy"]
     assert by_severity["CE + fog", 0, 2] == pytest.approx(0.5 + 0.1 / 3 + 0.04)
 
