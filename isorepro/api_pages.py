@@ -30,6 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "ensemble",
             "comparison",
             "health",
+            "corruptions",
         ),
     ),
     "Many networks": ("cluster", "sweep"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
+import matplotlib.patches
 import matplotlib.patheffects
 import matplotlib.ticker
 import numpy as np
@@ -1405,6 +1406,158 @@ def method_curves(
         axes.set_ylabel("classification rate")
     grid.flat[0].annotate("chance", (0.0, chance + 0.015), color=MUTED, fontsize=8.5)
     _legend(figure, 2 if narrow else 4)
+def corruption_sheet(examples: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Draw one image under every corruption: a row for each, a column for each severity.
+
+    Args:
+        examples: rows of :func:`isorepro.corruptions.examples`: corruption, severity and pixels.
+        narrow: one block of rows instead of two beside each other.
+    """
+    names = list(examples["corruption"].drop_duplicates())
+    severities = sorted(examples["severity"].unique())
+    size = len(examples["pixels"].iloc[0])
+    cell = size + 2
+    blocks = [names] if narrow else [names[: -(-len(names) // 2)], names[-(-len(names) // 2) :]]
+    width = NARROW if narrow else WIDE
+    side = (width / len(blocks) - 1.0) / len(severities)
+    figure = Figure(figsize=(width, side * len(blocks[0]) + 0.3))
+    pixels = examples.set_index(["corruption", "severity"])["pixels"]
+    for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False).flat, blocks, strict=True):
+        # One picture for all: between its images it has no pixels.
+        sheet = np.full((cell * len(blocks[0]), cell * len(severities)), np.nan)
+        for row, column in np.ndindex(len(block), len(severities)):
+            top, left = row * cell, column * cell
+            sheet[top : top + size, left : left + size] = pixels[block[row], severities[column]]
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="none")
+        axes.set_xticks(
+            size / 2 + cell * np.arange(len(severities)), labels=[str(s) if s else "none" for s in severities]
+        )
+        axes.set_yticks(size / 2 + cell * np.arange(len(block)), labels=block, fontsize=8)
+        axes.tick_params(length=0, pad=2, top=True, labeltop=True, bottom=False, labelbottom=False, labelcolor=INK)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def accuracy_by_severity(summary: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Draw the mean corruption accuracy against the severity, one line per network.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by network and severity, the baseline first; mean, low
+            and high in [0, 1].
+        narrow: a phone's width.
+    """
+    figure = Figure(figsize=(NARROW, 4.6) if narrow else (WIDE, 4.2))
+    axes = figure.subplots()
+    for place, (network, line) in enumerate(summary.groupby("network", sort=False)):
+        style: dict[str, Any] = {"color": CATEGORIES[(place - 1) % len(CATEGORIES)], "marker": MARKERS[place]}
+        if place == 0:
+            style = {"color": INK, "linestyle": (0, (4, 1.5)), "marker": "o", "markerfacecolor": PAPER}
+        axes.fill_between(line["severity"], line["low"], line["high"], color=style["color"], alpha=0.14, lw=0)
+        axes.plot(line["severity"], line["mean"], **style, label=str(network))
+    axes.set(xlabel="severity", ylabel="accuracy, mean of all corruptions")
+    severities = sorted(summary["severity"].unique())
+    axes.set_xticks(severities, labels=[f"{s:g}" if s else "none" for s in severities])
+    _legend(figure, 2 if narrow else 5)
+    return figure
+
+
+def corruption_differences(
+    summary: pd.DataFrame,
+    differences: pd.DataFrame,
+    *,
+    trained_on: Mapping[str, str],
+    narrow: bool = False,
+) -> Figure:
+    """Draw, for each corruption and network, the difference to the baseline as a heat map.
+
+    Args:
+        summary: rows of :func:`isorepro.stats.over_seeds` by corruption and network, the baseline first; means
+            in [0, 1]. The baseline's own accuracy is the first column.
+        differences: rows of :func:`isorepro.stats.paired_differences` by corruption and network.
+        trained_on: network → the corruption that it was trained on, which gets a frame.
+        narrow: a phone's width.
+    """
+    baseline = summary["network"].iloc[0]
+    rows = list(summary["corruption"].drop_duplicates())
+    networks = [name for name in summary["network"].drop_duplicates() if name != baseline]
+    level = summary[summary["network"] == baseline].set_index("corruption")["mean"].loc[rows]
+    field = 100 * differences.pivot(index="corruption", columns="network", values="mean").loc[rows, networks]
+    wide, cell = (NARROW, 0.25) if narrow else (min(WIDE, 2.2 + 0.72 * (len(networks) + 1)), 0.27)
+    figure = Figure(figsize=(wide, cell * len(rows) + (1.75 if narrow else 1.85)))
+    axes = figure.subplots()
+    colours = mpl.colors.LinearSegmentedColormap.from_list("difference", [FOOLED, LIGHT, HELD])
+    most = max(float(np.abs(field.to_numpy()).max()), 1.0)
+    shown = np.column_stack([np.full(len(rows), np.nan), field.to_numpy()])
+    axes.imshow(shown, cmap=colours, vmin=-most, vmax=most, aspect="auto", interpolation="none")
+    letters = 7.5 if narrow else 9.0
+    for row, name in enumerate(rows):
+        axes.text(0, row, f"{100 * level[name]:.0f}", color=INK, fontsize=letters, ha="center", va="center")
+    for (row, column), value in np.ndenumerate(field.to_numpy()):
+        red, green, blue, _ = colours((value / most + 1) / 2)
+        # The letters that contrast more with a cell of this lightness.
+        colour = BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else LIGHT
+        # Adding 0 takes the sign from a zero that a small negative number was rounded to.
+        text = f"{round(value) + 0:+d}".replace("-", "−") if round(value) else "0"
+        axes.text(column + 1, row, text, color=colour, fontsize=letters, ha="center", va="center")
+        if trained_on.get(networks[column]) == rows[row]:
+            frame = mpl.patches.Rectangle((column + 0.54, row - 0.46), 0.92, 0.92, fill=False, ec=INK, lw=1.8)
+            axes.add_patch(frame)
+    # Without corruption, and the mean of all, are not corruptions.
+    for between in (0.5, len(rows) - 1.5):
+        axes.axhline(between, color=PAPER, lw=2.5)
+    axes.set_xticks(
+        range(len(networks) + 1), labels=[f"{baseline}, %", *networks], rotation=55, ha="left", va="bottom"
+    )
+    axes.set_yticks(range(len(rows)), labels=rows)
+    axes.tick_params(length=0, labelsize=letters, pad=2, labelcolor=INK)
+    axes.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
+    for label in axes.get_xticklabels():
+        label.set_rotation_mode("anchor")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(-most, most), colours)
+    bar = figure.colorbar(scale, ax=axes, location="bottom", shrink=0.7, aspect=35, pad=0.02)
+    bar.set_label(f"difference to {baseline}, same seed, in points", fontsize=9)
+    bar.outline.set_edgecolor(MUTED)
+    return figure
+
+
+def corruption_transfer(gains: pd.DataFrame, *, groups: Mapping[str, str], narrow: bool = False) -> Figure:
+    """Draw what networks gain over the baseline on the corruption they were trained on and on others: a row each.
+
+    Args:
+        gains: rows of :func:`isorepro.stats.over_seeds` by network and tested, from
+            :func:`isorepro.corruptions.transfer`; mean, low and high in shares.
+        groups: what is tested → the words that its dots get, in their order.
+        narrow: a phone's width.
+    """
+    networks = list(gains["network"].drop_duplicates())
+    figure = Figure(figsize=(NARROW if narrow else WIDE, 0.42 * len(networks) + 1.5))
+    axes = figure.subplots()
+    colours = (HELD, SEQUENCE[6], FOOLED, INK)
+    for place, (tested, words) in enumerate(groups.items()):
+        rows = gains[gains["tested"] == tested]
+        means = 100 * rows["mean"]
+        reach = np.abs(100 * rows[["low", "high"]].to_numpy().T - means.to_numpy())
+        # Networks of one group have their dot in the middle of the row.
+        alone = rows["network"].map(gains["network"].value_counts()) == 1
+        offset = np.where(alone, 0, 0.22 * (place - 1))
+        style: dict[str, Any] = {
+            "color": colours[place],
+            "marker": MARKERS[place],
+            "linestyle": "",
+            "elinewidth": 1.2,
+        }
+        axes.errorbar(means, rows["network"].map(networks.index) + offset, xerr=reach, label=words, **style)
+    axes.axvline(0, color=INK, linestyle=(0, (4, 1.5)), lw=1)
+    axes.set(xlabel="difference to CE, same seed, in points", ylim=(len(networks) - 0.5, -0.5))
+    axes.set_yticks(range(len(networks)), labels=networks)
+    for between in np.arange(0.5, len(networks) - 1):
+        axes.axhline(between, color=GRID, lw=0.8)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    _legend(figure, 2 if narrow else None)
     return figure
 
 

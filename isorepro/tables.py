@@ -120,6 +120,19 @@ def _signed_points(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:+.1f}{ends}".replace("-", "−")
 
 
+def share_table(summary: pd.DataFrame, row: str, column: str) -> pd.DataFrame:
+    """Return shares over seeds as a table to read, in percent with their 95 % intervals, if they have one.
+
+    Args:
+        summary: rows of mean, low and high, in [0, 1], and the columns named next.
+        row, column: as for :func:`effects_table`.
+    """
+    texts = [percent(*ends) for ends in summary[["mean", "low", "high"]].to_numpy()]
+    wide = summary.assign(text=texts).pivot(index=row, columns=column, values="text")
+    wide = wide.loc[list(summary[row].drop_duplicates()), list(summary[column].drop_duplicates())]
+    return wide.rename_axis(columns=None).reset_index()
+
+
 def failure_texts(failures: pd.DataFrame) -> dict[str, str]:
     """Return, as a sentence each, how many networks the released attacks leave above chance where nothing can be.
 
