@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from isorepro import attacks, data, ensemble, methods
+from isorepro import attacks, data, ensemble, methods, stats
 from isorepro.errors import InputError
+from isorepro.structure import CLOUD
 from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy
 
 LINF, L2 = "L∞", "L2"
@@ -225,3 +226,74 @@ def choose(tried: pd.DataFrame, *, plain: str, loss: float) -> pd.DataFrame:
     eligible = tried["clean"] >= least
     best = tried[eligible].groupby("family", sort=False)["robust"].idxmax()
     return tried.assign(eligible=eligible, chosen=tried.index.isin(best))
+
+
+OVERVIEW = {
+    "clean": ("accuracy", CLOUD),
+    "spearman": ("spearman", "within"),
+    "trustworthiness": ("trustworthiness", CLOUD),
+}
+"""Measures of an overview that are one of :func:`isorepro.structure.measures`: its name and its relation."""
+
+
+def overview(curves: pd.DataFrame, kept: pd.DataFrame, costs: pd.DataFrame, *, epsilon: float) -> pd.DataFrame:
+    """Return what methods are compared by in one table.
+
+    Args:
+        curves: of :func:`robustness`, with setting and seed.
+        kept: of :func:`isorepro.structure.measures`, likewise.
+        costs: of :func:`costs`.
+        epsilon: one of the L∞ radii.
+
+    Returns:
+        One row per setting, seed and measure: setting, seed, measure and value. Measures: those of :data:`OVERVIEW`;
+        robust, the accuracy under AutoAttack at that radius; seconds, the processor time of the training.
+    """
+    columns = ["setting", "seed", "value"]
+    at = (curves["norm"] == LINF) & (curves["epsilon"] == epsilon)
+    parts = {
+        "robust": curves[at].rename(columns={"accuracy": "value"}),
+        "seconds": costs.rename(columns={"processor_seconds": "value"}),
+    }
+    for name, (measure, relation) in OVERVIEW.items():
+        parts[name] = kept[(kept["measure"] == measure) & (kept["relation"] == relation)]
+    tables = [part[columns].assign(measure=name) for name, part in parts.items()]
+    return pd.concat(tables, ignore_index=True)[["setting", "seed", "measure", "value"]]
+
+
+def differences(table: pd.DataFrame, other: str) -> pd.DataFrame:
+    """Return an overview's measures of each setting minus those of another, paired by seed.
+
+    Returns:
+        As :func:`isorepro.stats.paired_differences`: measure, setting, mean, low, high and seeds.
+
+    Raises:
+        InputError: ``other`` is missing for some seed.
+    """
+    return stats.paired_differences(table, "value", ["measure"], "setting", other)
+
+
+def cost_ratio(costs: pd.DataFrame, setting: str, other: str) -> tuple[float, float, float]:
+    """Return the processor time of a setting over that of another of the same seed: mean and its interval."""
+    seconds = costs.pivot(index="seed", columns="setting", values="processor_seconds")
+    return stats.seed_interval(seconds[setting] / seconds[other])
+
+
+def plane(spread: pd.DataFrame, *, x: str, y: str) -> pd.DataFrame:
+    """Return two measures as points for :func:`isorepro.plots.method_points`.
+
+    Args:
+        spread: an overview over the seeds: setting, measure, mean, low and high.
+        x, y: names of measures.
+
+    Returns:
+        One row per setting: method, x, x_low, x_high, y, y_low and y_high.
+    """
+    ends = {"mean": "", "low": "_low", "high": "_high"}
+    parts = [
+        spread[spread["measure"] == measure]
+        .set_index("setting")[list(ends)]
+        .rename(columns={name: f"{way}{end}" for name, end in ends.items()})
+        for way, measure in (("x", x), ("y", y))
+    ]
+    return parts[0].join(parts[1]).rename_axis("method").reset_index()

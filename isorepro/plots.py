@@ -1406,6 +1406,9 @@ def method_curves(
         axes.set_ylabel("classification rate")
     grid.flat[0].annotate("chance", (0.0, chance + 0.015), color=MUTED, fontsize=8.5)
     _legend(figure, 2 if narrow else 4)
+    return figure
+
+
 def corruption_sheet(examples: pd.DataFrame, *, narrow: bool = False) -> Figure:
     """Draw one image under every corruption: a row for each, a column for each severity.
 

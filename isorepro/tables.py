@@ -507,3 +507,20 @@ def tried_table(tried: pd.DataFrame) -> pd.DataFrame:
             "outcome": outcome,
         }
     )
+
+
+def overview_table(spread: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Return an overview of methods as a table: a row per setting, a column per measure, with 95 % intervals.
+
+    Args:
+        spread: rows of :func:`isorepro.stats.over_seeds` by setting and measure.
+        titles: the measures shown → the titles of their columns.
+    """
+    shown = spread[spread["measure"].isin(list(titles))]
+    texts = [
+        percent(*ends) if measure in ("clean", "robust") else interval(*ends)
+        for measure, *ends in shown[["measure", "mean", "low", "high"]].to_numpy()
+    ]
+    wide = shown.assign(text=texts).pivot(index="setting", columns="measure", values="text")
+    wide = wide.loc[list(shown["setting"].drop_duplicates()), list(titles)].rename(columns=titles)
+    return wide.rename_axis(columns=None, index="method").reset_index()
