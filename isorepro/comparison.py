@@ -1,6 +1,7 @@
 """Training methods compared: what they withstand in two norms, and how their settings are chosen."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -246,8 +247,8 @@ def overview(curves: pd.DataFrame, kept: pd.DataFrame, costs: pd.DataFrame, *, e
         epsilon: one of the L∞ radii.
 
     Returns:
-        One row per setting, seed and measure: setting, seed, measure and value. Measures: those of :data:`OVERVIEW`;
-        robust, the accuracy under AutoAttack at that radius; seconds, the processor time of the training.
+        One row per setting, seed and measure: setting, seed, measure and value. Measures: those of
+        :data:`OVERVIEW`; robust, the accuracy under AutoAttack at that radius; seconds, the processor time of the training.
     """
     columns = ["setting", "seed", "value"]
     at = (curves["norm"] == LINF) & (curves["epsilon"] == epsilon)
@@ -259,6 +260,16 @@ def overview(curves: pd.DataFrame, kept: pd.DataFrame, costs: pd.DataFrame, *, e
         parts[name] = kept[(kept["measure"] == measure) & (kept["relation"] == relation)]
     tables = [part[columns].assign(measure=name) for name, part in parts.items()]
     return pd.concat(tables, ignore_index=True)[["setting", "seed", "measure", "value"]]
+
+
+def spread(table: pd.DataFrame) -> pd.DataFrame:
+    """Return an overview over the seeds: setting, measure, mean, low, high (within what is possible) and seeds."""
+    ends = {"spearman": (-1.0, 1.0), "seconds": (0.0, math.inf)}
+    parts = [
+        stats.over_seeds(rows, "value", ["setting", "measure"], bounds=ends.get(str(measure), (0.0, 1.0)))
+        for measure, rows in table.groupby("measure", sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def differences(table: pd.DataFrame, other: str) -> pd.DataFrame:

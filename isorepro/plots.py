@@ -1392,7 +1392,7 @@ def method_curves(
         chance: the accuracy of guessing.
         narrow: panels below each other.
     """
-    figure, grid = _panels(len(titles), columns=1 if narrow else 2, height=3.4, narrow=narrow, share="row")
+    figure, grid = _panels(len(titles), columns=1 if narrow else 2, height=3.4, narrow=narrow)
     looks = _method_styles(list(summary["setting"].drop_duplicates()))
     for axes, (norm, title) in zip(grid.flat, titles.items(), strict=True):
         panel = summary[summary["norm"] == norm]
@@ -1401,9 +1401,7 @@ def method_curves(
             line = panel[panel["setting"] == name]
             axes.fill_between(line["epsilon"], line["low"], line["high"], color=look["color"], alpha=0.14, lw=0)
             axes.plot(line["epsilon"], line["mean"], **look, markersize=5, label=name)
-        axes.set(ylim=(-0.02, 1.02), xlabel=labels[norm], title=title)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("classification rate")
+        axes.set(ylim=(-0.02, 1.02), xlabel=labels[norm], ylabel="classification rate", title=title)
     grid.flat[0].annotate("chance", (0.0, chance + 0.015), color=MUTED, fontsize=8.5)
     _legend(figure, 2 if narrow else 4)
     return figure
