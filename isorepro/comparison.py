@@ -248,7 +248,7 @@ def overview(curves: pd.DataFrame, kept: pd.DataFrame, costs: pd.DataFrame, *, e
 
     Returns:
         One row per setting, seed and measure: setting, seed, measure and value. Measures: those of
-        :data:`OVERVIEW`; robust, the accuracy under AutoAttack at that radius; seconds, the processor time of the training.
+        :data:`OVERVIEW`; robust, the accuracy under AutoAttack at that radius; seconds, processor time.
     """
     columns = ["setting", "seed", "value"]
     at = (curves["norm"] == LINF) & (curves["epsilon"] == epsilon)
