@@ -162,13 +162,15 @@ class Statement(Config):
 
 
 class Claim(Config):
-    """A claim of the paper, in our words: where it stands, its statements, and the ones shown in short tables.
+    """A claim in our words: where it stands, its statements, and the ones shown in short tables.
+
+    Those of the paper are numbered C1, C2 …, those of this book, which say so, O1, O2 …
 
     ``headline`` names those of the table with all the evidence, ``glance`` those of the front page, each under the
     few words that tell what it is.
     """
 
-    id: str = Field(pattern=r"^C[1-9]$")
+    id: str = Field(pattern=r"^[CO][1-9]$")
     title: str = Field(min_length=1)
     text: str = Field(min_length=1)
     where: str = Field(min_length=1)
