@@ -215,7 +215,9 @@ def image_grid(examples: pd.DataFrame, *, attack: str, narrow: bool = False) -> 
         for axes, index in zip(axes_row, indices, strict=True):
             label, predicted = by_index.loc[index, ["label", "predicted"]]
             colour = HELD if predicted == label else FOOLED
-            axes.imshow(np.asarray(by_index.loc[index, "pixels"]), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(
+                np.asarray(by_index.loc[index, "pixels"]), cmap="gray", vmin=0, vmax=1, interpolation="none"
+            )
             title = label if predicted == label else f"{label} → {predicted}"
             axes.set_title(title, color=colour, loc="center", fontsize=9.5, pad=3)
             axes.set(xticks=[], yticks=[])
@@ -874,10 +876,18 @@ def cross_sections(sections: pd.DataFrame, *, classes: Sequence[str], narrow: bo
         shape, extent = (len(y), len(x)), (x[0], x[-1], y[0], y[-1])
         if kind == "error":
             field = plane["error"].to_numpy().clip(0.1).reshape(shape)
-            axes.imshow(field, origin="lower", extent=extent, cmap="cividis", norm=norm)
+            axes.imshow(field, origin="lower", extent=extent, cmap="cividis", norm=norm, interpolation="none")
         else:
             predicted = plane["predicted"].map(list(classes).index).to_numpy().reshape(shape)
-            axes.imshow(predicted, origin="lower", extent=extent, cmap=colours, vmin=-0.5, vmax=len(classes) - 0.5)
+            axes.imshow(
+                predicted,
+                origin="lower",
+                extent=extent,
+                cmap=colours,
+                vmin=-0.5,
+                vmax=len(classes) - 0.5,
+                interpolation="none",
+            )
             for place, label in enumerate(classes):
                 at = _inside(predicted == place)
                 if at:
@@ -1008,7 +1018,7 @@ def distance_matrices(matrices: pd.DataFrame, *, narrow: bool = False) -> Figure
         rows = matrices[(matrices["beta"] == beta) & (matrices["level"] == level)]
         side = int(rows["row"].max()) + 1
         field = rows["distance"].to_numpy().reshape(side, side)
-        axes.imshow(field, cmap="cividis", vmin=0)
+        axes.imshow(field, cmap="cividis", vmin=0, interpolation="none")
         piece = rows["piece"].to_numpy().reshape(side, side)[:, 0]
         for cut in np.flatnonzero(np.diff(piece)) + 0.5:
             axes.axhline(cut, color=LIGHT, lw=0.4 if narrow else 0.8)
@@ -1046,7 +1056,7 @@ def phase_maps(summary: pd.DataFrame, *, titles: Mapping[tuple[str, str], str], 
             (summary["form"] == form) & (summary["protocol"] == protocol) & (summary["attack"] == attack)
         ]
         field = panel.pivot(index="beta", columns="K", values="mean").sort_index().sort_index(axis=1)
-        axes.imshow(field, origin="lower", cmap=colours, vmin=0, vmax=1, aspect="auto")
+        axes.imshow(field, origin="lower", cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
         for (row, column), value in np.ndenumerate(field.to_numpy()):
             colour = LIGHT if value < 0.55 else BLACK
             size = min(8.0, 56 / max(field.shape))
