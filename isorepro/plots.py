@@ -1325,7 +1325,8 @@ def corruption_sheet(examples: pd.DataFrame, *, narrow: bool = False) -> Figure:
     cell = size + 2
     blocks = [names] if narrow else [names[: -(-len(names) // 2)], names[-(-len(names) // 2) :]]
     width = NARROW if narrow else WIDE
-    side = (width / len(blocks) - 1.0) / len(severities)
+    # Beside the pictures there is room for the longest name.
+    side = (width / len(blocks) - 1.15) / len(severities)
     figure = Figure(figsize=(width, side * len(blocks[0]) + 0.3))
     pixels = examples.set_index(["corruption", "severity"])["pixels"]
     for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False).flat, blocks, strict=True):
