@@ -1408,7 +1408,7 @@ def corruption_differences(
         text = f"{round(value) + 0:+d}".replace("-", "−") if round(value) else "0"
         axes.text(column + 1, row, text, color=colour, fontsize=letters, ha="center", va="center")
         if trained_on.get(networks[column]) == rows[row]:
-            frame = mpl.patches.Rectangle((column + 0.54, row - 0.46), 0.92, 0.92, fill=False, ec=INK, lw=1.8)
+            frame = mpl.patches.Rectangle((column + 0.54, row - 0.46), 0.92, 0.92, fill=False, ec=BLACK, lw=1.8)
             axes.add_patch(frame)
     # Without corruption, and the mean of all, are not corruptions.
     for between in (0.5, len(rows) - 1.5):
