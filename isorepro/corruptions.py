@@ -7,7 +7,7 @@ severities are set so that the mean L2 distance to the clean images grows with e
 Every corruption is a function of images (N, 1, S, S), float32 with values in [0, 1], of a severity from 1 to 5 and
 of a generator; it returns images of the same shape and range and leaves those that it was given alone. It draws
 the same numbers at every severity, so that a stronger corruption is the same one further on, and raises an
-:class:`~isorepro.errors.InputError` on another severity.
+:class:`isorepro.errors.InputError` on another severity.
 """
 
 import hashlib

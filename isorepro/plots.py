@@ -1430,7 +1430,8 @@ def corruption_sheet(examples: pd.DataFrame, *, narrow: bool = False) -> Figure:
     cell = size + 2
     blocks = [names] if narrow else [names[: -(-len(names) // 2)], names[-(-len(names) // 2) :]]
     width = NARROW if narrow else WIDE
-    side = (width / len(blocks) - 1.0) / len(severities)
+    # Beside the pictures there is room for the longest name.
+    side = (width / len(blocks) - 1.15) / len(severities)
     figure = Figure(figsize=(width, side * len(blocks[0]) + 0.3))
     pixels = examples.set_index(["corruption", "severity"])["pixels"]
     for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False).flat, blocks, strict=True):
@@ -1512,7 +1513,7 @@ def corruption_differences(
         text = f"{round(value) + 0:+d}".replace("-", "−") if round(value) else "0"
         axes.text(column + 1, row, text, color=colour, fontsize=letters, ha="center", va="center")
         if trained_on.get(networks[column]) == rows[row]:
-            frame = mpl.patches.Rectangle((column + 0.54, row - 0.46), 0.92, 0.92, fill=False, ec=INK, lw=1.8)
+            frame = mpl.patches.Rectangle((column + 0.54, row - 0.46), 0.92, 0.92, fill=False, ec=BLACK, lw=1.8)
             axes.add_patch(frame)
     # Without corruption, and the mean of all, are not corruptions.
     for between in (0.5, len(rows) - 1.5):
