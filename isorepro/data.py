@@ -177,8 +177,8 @@ def cifar10() -> Dataset:
     """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images in colour, (3, 32, 32), in [0, 1].
 
     Its archive lies in ``data/cifar10`` (:func:`fetch_verified`) and is read, unpacked into the output folder, by
-    ``torchvision.datasets.CIFAR10``. Its batches are pickles, which can run code: only those of the verified archive
-    are unpacked, and each is compared with its own MD5 before it is read.
+    ``torchvision.datasets.CIFAR10``. Its batches are pickles, which can run code: only those of the verified
+    archive are unpacked, and each is compared with its own MD5 before it is read.
 
     Raises:
         DataError: the archive is damaged or altered, or missing and not to be had.
@@ -268,8 +268,8 @@ def fetch_verified(folder: Path, sources: Mapping[str, tuple[str, Sequence[str]]
         digest = hashlib.sha256(content).hexdigest()
         if digest != expected[name]:
             raise DataError(
-                f"{path} is damaged or altered and is not used: SHA-256 expected {expected[name]}, found {digest}: put "
-                "the whole archive in its place, or delete it to have it downloaded"
+                f"{path} is damaged or altered and is not used: SHA-256 expected {expected[name]}, found {digest}"
+                ": put the whole archive in its place, or delete it to have it downloaded"
             )
         found[name] = content
     return found

@@ -22,7 +22,7 @@ CHANNELS = 128
 
 
 def convolutional_features(image_shape: Sequence[int]) -> tuple[nn.Sequential, int]:
-    """Return the two convolutional layers before a stack (the paper's for CIFAR-10), and how many values they give.
+    """Return two convolutional layers to put before a stack (the paper's for CIFAR-10), and the number of their values.
 
     Each has 3 × 3 filters in 128 channels and ReLU, and moves by two pixels: instead of pooling, which would cost
     four times the computation. The paper tells neither filters nor pooling.

@@ -359,6 +359,7 @@ FIGURES = {
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
     "evaluation_health": 5,
+    "beyond_data": 5,
 }
 
 
