@@ -230,7 +230,8 @@ def _pictures(rows: Mapping[str, pd.DataFrame], column: str, *, narrow: bool) ->
     indices = indices[: -(-len(indices) // 2)] if narrow else indices
     # Names of several words have a line each.
     digits = everything[["label", "predicted"]].map(len).to_numpy().max() <= 2
-    arrow, size, above = (" → ", 9.5, 0.27) if digits else ("\n→ ", 6.0 if narrow else 6.5, 0.36)
+    arrow, above = (" → ", 0.27) if digits else ("\n→ ", 0.36)
+    letters: dict[str, Any] = {"fontsize": 9.5} if digits else {"fontsize": 6.5, "fontweight": "normal"}
     width = NARROW if narrow else WIDE
     cell = (width - 0.95) / len(indices)
     figure = Figure(figsize=(width, (cell + above) * len(rows)))
@@ -246,7 +247,7 @@ def _pictures(rows: Mapping[str, pd.DataFrame], column: str, *, narrow: bool) ->
                 # The colours of a grey image; an image in colour has its own.
                 axes.imshow(np.asarray(by_index.loc[index, "pixels"]), cmap="gray", vmin=0, vmax=1)
             title = label if predicted == label else f"{label}{arrow}{predicted}"
-            axes.set_title(title, color=colour, loc="center", fontsize=size, pad=3)
+            axes.set_title(title, color=colour, loc="center", pad=3, **letters)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=colour, linewidth=0.8 if predicted == label else 1.6)
         axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9.5, labelpad=8)
@@ -805,7 +806,8 @@ def measures_against_beta(
         labels: (measure, relation) → title of its panel, in their order.
         narrow: panels below each other.
     """
-    figure, grid = _panels(len(labels), columns=1 if narrow else 3, height=2.25, narrow=narrow)
+    columns = 1 if narrow else min(3, len(labels))
+    figure, grid = _panels(len(labels), columns=columns, height=2.25, narrow=narrow)
     for axes, ((measure, relation), title) in zip(grid.flat, labels.items(), strict=False):
         panel = summary[(summary["measure"] == measure) & (summary["relation"] == relation)]
         level = panel[panel["beta"] == 0].iloc[0]
