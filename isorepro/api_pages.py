@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *(
             "attacks",
             "robustness",
+            "saliency",
             "geometry",
             "structure",
             "dynamics",

@@ -1,23 +1,36 @@
 """Datasets as tensors: pixels in [0, 1], integer labels, verified files, seeded stratified subsets.
 
-MNIST is read from the vendored files; the toy sets are drawn from a seed.
+MNIST is read from the vendored files; FashionMNIST and CIFAR-10 from archives that torchvision downloads when they
+are first asked for, or that were put in place by hand; the toy sets are drawn from a seed.
 """
 
 import gzip
 import hashlib
+import io
 import math
-from collections.abc import Callable
+import shutil
+import socket
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from isorepro import paths
 from isorepro.errors import DataError, InputError, unknown
+from isorepro.progress import tell
+
+SILENCE = 30.0
+"""Seconds without an answer after which a download is given up."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,86 @@ def mnist_validation() -> Dataset:
     return Dataset("mnist_validation", inputs[kept], labels[kept], inputs[~kept], labels[~kept], whole.classes)
 
 
+@lru_cache(maxsize=1)
+def fashion_mnist() -> Dataset:
+    """FashionMNIST (Xiao, Rasul, Vollgraf 2017): 60,000 training and 10,000 test images, (1, 28, 28), in [0, 1].
+
+    Its archives lie in ``data/fashion_mnist`` (:func:`fetch_verified`) and are read, unpacked into the output
+    folder, by ``torchvision.datasets.FashionMNIST``.
+
+    Raises:
+        DataError: an archive is damaged or altered, or missing and not to be had.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    sources = {
+        name: (md5, [f"{mirror}{name}" for mirror in FashionMNIST.mirrors]) for name, md5 in FashionMNIST.resources
+    }
+    folder = paths.output() / "data"
+    for name, content in fetch_verified(paths.DATA / "fashion_mnist", sources).items():
+        unpacked = folder / "FashionMNIST" / "raw" / name.removesuffix(".gz")
+        whole = gzip.decompress(content)
+        if not (unpacked.is_file() and unpacked.read_bytes() == whole):
+            paths.write_atomically(unpacked, whole)
+    train, test = (FashionMNIST(str(folder), train=part, download=False) for part in (True, False))
+    return Dataset(
+        name="fashion_mnist",
+        train_inputs=train.data.unsqueeze(1).float().div_(255),
+        train_labels=train.targets,
+        test_inputs=test.data.unsqueeze(1).float().div_(255),
+        test_labels=test.targets,
+        classes=tuple(FashionMNIST.classes),
+    )
+
+
+@lru_cache(maxsize=1)
+def cifar10() -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images in colour, (3, 32, 32), in [0, 1].
+
+    Its archive lies in ``data/cifar10`` (:func:`fetch_verified`) and is read, unpacked into the output folder, by
+    ``torchvision.datasets.CIFAR10``. Its batches are pickles, which can run code: only those of the verified
+    archive are unpacked, and each is compared with its own MD5 before it is read.
+
+    Raises:
+        DataError: the archive is damaged or altered, or missing and not to be had.
+    """
+    from torchvision.datasets import CIFAR10
+
+    source = {CIFAR10.filename: (CIFAR10.tgz_md5, [CIFAR10.url])}
+    (content,) = fetch_verified(paths.DATA / "cifar10", source).values()
+    folder = paths.output() / "data"
+    digests = dict([*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
+    batches = {f"{CIFAR10.base_folder}/{name}": md5 for name, md5 in digests.items()}
+    if not all(_has_md5(folder / name, md5) for name, md5 in batches.items()):
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            for name in batches:
+                # By name, so that nothing else in the archive lands anywhere.
+                member = archive.extractfile(name)
+                if member is None:
+                    raise DataError(f"{paths.DATA / 'cifar10' / CIFAR10.filename} has no file {name}")
+                paths.write_atomically(folder / name, member.read())
+    train, test = (CIFAR10(str(folder), train=part, download=False) for part in (True, False))
+    return Dataset(
+        name="cifar10",
+        train_inputs=_channels_first(train.data),
+        train_labels=torch.tensor(train.targets),
+        test_inputs=_channels_first(test.data),
+        test_labels=torch.tensor(test.targets),
+        classes=tuple(train.classes),
+    )
+
+
+def _has_md5(path: Path, md5: str) -> bool:
+    from torchvision.datasets.utils import check_integrity
+
+    return bool(check_integrity(str(path), md5))
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    """Return images (N, height, width, channels) of bytes as float32 (N, channels, height, width) in [0, 1]."""
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float().div_(255)
+
+
 def unpack_verified(archives: Path, target: Path) -> None:
     """Verify the ``.gz`` files of a folder against its ``SHA256SUMS`` and unpack them, once, into ``target``.
 
@@ -153,11 +246,7 @@ def unpack_verified(archives: Path, target: Path) -> None:
     Raises:
         DataError: naming the first file at fault, its expected and found digest, and how to restore it.
     """
-    try:
-        lines = (archives / "SHA256SUMS").read_text().split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{archives / 'SHA256SUMS'} is missing: {_restore(archives)}") from None
-    expected = {name: digest for digest, name in (line.split() for line in lines if line)}
+    expected = _listed(archives)
     for name in (name for name in expected if name.endswith(".gz")):
         path, unpacked = archives / name, target / name.removesuffix(".gz")
         if not path.is_file():
@@ -170,6 +259,83 @@ def unpack_verified(archives: Path, target: Path) -> None:
             )
         if not (unpacked.is_file() and _sha256(unpacked) == expected[unpacked.name]):
             paths.write_atomically(unpacked, gzip.decompress(content))
+
+
+def fetch_verified(folder: Path, sources: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, bytes]:
+    """Return the content of the archives that a folder's ``SHA256SUMS`` lists, each verified before it is used.
+
+    An archive that is there, whoever put it there, is used if its digest is the listed one. One that is missing is
+    downloaded by torchvision, and lies in the folder only once it is whole. Processes that want the same wait for
+    each other.
+
+    Args:
+        folder: where the archives lie.
+        sources: archive → its MD5 and the addresses to try, as torchvision knows them.
+
+    Raises:
+        DataError: naming the first archive that is damaged or altered, or missing and not to be had, and where to
+            put it.
+    """
+    expected, found = _listed(folder), {}
+    for name, (md5, addresses) in sources.items():
+        path = folder / name
+        if not path.is_file():
+            _download(path, md5, addresses, expected[name])
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != expected[name]:
+            raise DataError(
+                f"{path} is damaged or altered and is not used: SHA-256 expected {expected[name]}, found {digest}"
+                ": put the whole archive in its place, or delete it to have it downloaded"
+            )
+        found[name] = content
+    return found
+
+
+def _download(path: Path, md5: str, addresses: Sequence[str], sha256: str) -> None:
+    from torchvision.datasets.utils import download_url
+
+    draft = path.parent / ".download"
+    reasons: list[Exception] = []
+    patience = socket.getdefaulttimeout()
+    try:
+        with filelock.FileLock(path.parent / ".lock"):
+            if path.is_file():
+                return
+            tell(f"downloading {path.name}")
+            socket.setdefaulttimeout(SILENCE)
+            for address in addresses:
+                # What a killed process has left, or the address before.
+                shutil.rmtree(draft, ignore_errors=True)
+                try:
+                    # Its bar would end up in the notebook.
+                    with redirect_stderr(io.StringIO()):
+                        download_url(address, str(draft), path.name, md5)
+                except (OSError, RuntimeError, HTTPException) as error:
+                    reasons.append(error)
+                else:
+                    (draft / path.name).replace(path)
+                    return
+                finally:
+                    shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        reasons.append(error)
+    finally:
+        socket.setdefaulttimeout(patience)
+    told = [" ".join(str(error).split()) or type(error).__name__ for error in reasons]
+    raise DataError(
+        f"{path} is missing and could not be downloaded ({'; '.join(dict.fromkeys(told))}): put it there by hand; "
+        f"it is used if its SHA-256 is {sha256}"
+    )
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Return the digests in the ``SHA256SUMS`` of a folder: file → SHA-256."""
+    try:
+        lines = (folder / "SHA256SUMS").read_text().split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{folder / 'SHA256SUMS'} is missing: {_restore(folder)}") from None
+    return {name: digest for digest, name in (line.split() for line in lines if line)}
 
 
 def _sha256(path: Path) -> str:
@@ -283,8 +449,10 @@ def _angles(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 DATASETS: dict[str, Callable[[int], Dataset]] = {
     "mnist": lambda seed: mnist(),
     "mnist_validation": lambda seed: mnist_validation(),
+    "fashion_mnist": lambda seed: fashion_mnist(),
+    "cifar10": lambda seed: cifar10(),
     "linked_rings": linked_rings,
     "torus": torus,
     "two_moons": two_moons,
 }
-"""Name → a function of the seed. MNIST is the same for every seed."""
+"""Name → a function of the seed. Images are the same for every seed."""

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from isorepro.errors import InputError
 from isorepro.robustness import ATTACK_LIMIT, nearest_radius
 from isorepro.style import CATEGORIES, FOOLED, GRID, HELD, MUTED, NARROW, WIDE
 from isorepro.tables import beta_name
@@ -55,6 +56,7 @@ def by_weight(
 
     Raises:
         ValueError: β = 0 is missing, or there is nothing beside it.
+        InputError: examples in colour.
     """
     betas = sorted(curves["beta"].unique())
     if len(betas) < 2 or betas[0]:
@@ -104,7 +106,7 @@ def by_weight(
             "epsilon": f"{groups[0]['epsilon'].iloc[0]:g}",
             "labels": groups[0]["label"].tolist(),
             "taken": [group["predicted"].tolist() for group in groups],
-            "pixels": [_packed(np.array(group["pixels"].tolist()), "u1") for group in groups],
+            "pixels": [_packed(_grey(group), "u1") for group in groups],
         }
     return found
 
@@ -121,6 +123,7 @@ def by_radius(attacked: pd.DataFrame) -> dict[str, Any]:
 
     Raises:
         ValueError: β = 0 is missing, or there is nothing beside it.
+        InputError: images in colour.
     """
     betas = sorted(attacked["beta"].unique())
     if len(betas) < 2 or betas[0]:
@@ -136,7 +139,7 @@ def by_radius(attacked: pd.DataFrame) -> dict[str, Any]:
         networks.append(
             {
                 "name": beta_name(beta),
-                "images": _packed(np.array(rows["pixels"].tolist()), "u1"),
+                "images": _packed(_grey(rows), "u1"),
                 "probabilities": probabilities.round(3).tolist(),
             }
         )
@@ -149,6 +152,14 @@ def by_radius(attacked: pd.DataFrame) -> dict[str, Any]:
         "networks": networks,
         "colours": {"darker": FOOLED, "lighter": HELD},
     }
+
+
+def _grey(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the images of rows with ``pixels``, (N, side, side); the figures with a slider draw no others."""
+    images = np.array(rows["pixels"].tolist())
+    if images.ndim != 3 or images.shape[1] != images.shape[2]:
+        raise InputError(f"images: a figure with a slider needs square grey ones, not {images.shape[1:]}")
+    return images
 
 
 def _packed(values: NDArray[np.float64], kind: str) -> str:

@@ -200,26 +200,63 @@ def image_grid(examples: pd.DataFrame, *, attack: str, narrow: bool = False) -> 
         attack: the attack drawn; the first row is the images without one.
         narrow: a phone's width, where half of the images are drawn.
     """
-    indices = list(examples["index"].drop_duplicates())
-    indices = indices[: -(-len(indices) // 2)] if narrow else indices
     attacked = examples[examples["attack"] == attack]
     clean = examples[(examples["epsilon"] == 0) & (examples["beta"] == examples["beta"].min())]
     rows = {"original": clean}
     rows |= {beta_name(beta): attacked[attacked["beta"] == beta] for beta in sorted(attacked["beta"].unique())}
+    return _pictures(rows, "pixels", narrow=narrow)
+
+
+def saliency_maps(examples: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Draw images and, below, their saliency maps on each network, with what each image is taken for.
+
+    Args:
+        examples: rows of :func:`isorepro.saliency.examples` with their ``beta``, one seed each.
+        narrow: a phone's width, where half of the images are drawn.
+    """
+    betas = sorted(examples["beta"].unique())
+    of_network = {beta_name(beta): examples[examples["beta"] == beta] for beta in betas}
+    first = next(iter(of_network.values()))
+    rows = {"image": first.assign(predicted=first["label"])} | of_network
+    return _pictures(rows, "saliency", narrow=narrow)
+
+
+def _pictures(rows: Mapping[str, pd.DataFrame], column: str, *, narrow: bool) -> Figure:
+    """Draw a row of pictures for each name: the first of ``pixels``, the others of ``column``.
+
+    Above each its label and, framed in orange, what it is taken for when that is another class.
+    """
+    everything = pd.concat(rows.values())
+    indices = list(everything["index"].drop_duplicates())
+    indices = indices[: -(-len(indices) // 2)] if narrow else indices
+    # Names of several words have a line each.
+    digits = everything[["label", "predicted"]].map(len).to_numpy().max() <= 2
+    arrow, above = (" → ", 0.27) if digits else ("\n→ ", 0.36)
+    letters: dict[str, Any] = {"fontsize": 9.5} if digits else {"fontsize": 6.5, "fontweight": "normal"}
     width = NARROW if narrow else WIDE
     cell = (width - 0.95) / len(indices)
-    figure = Figure(figsize=(width, (cell + 0.27) * len(rows)))
+    figure = Figure(figsize=(width, (cell + above) * len(rows)))
     grid = figure.subplots(len(rows), len(indices), squeeze=False)
-    for axes_row, (name, of_network) in zip(grid, rows.items(), strict=True):
+    for number, (axes_row, (name, of_network)) in enumerate(zip(grid, rows.items(), strict=True)):
         by_index = of_network.set_index("index")
         for axes, index in zip(axes_row, indices, strict=True):
             label, predicted = by_index.loc[index, ["label", "predicted"]]
             colour = HELD if predicted == label else FOOLED
-            axes.imshow(
-                np.asarray(by_index.loc[index, "pixels"]), cmap="gray", vmin=0, vmax=1, interpolation="none"
-            )
-            title = label if predicted == label else f"{label} → {predicted}"
-            axes.set_title(title, color=colour, loc="center", fontsize=9.5, pad=3)
+            if number and column == "saliency":
+                axes.imshow(
+                    np.asarray(by_index.loc[index, "saliency"]),
+                    cmap=STRETCH,
+                    vmin=-1,
+                    vmax=1,
+                    interpolation="none",
+                )
+            else:
+                # The colours of a grey image; an image in colour has its own.
+                axes.imshow(
+                    np.asarray(by_index.loc[index, "pixels"]), cmap="gray", vmin=0, vmax=1, interpolation="none"
+                )
+            title = label if predicted == label else f"{label}{arrow}{predicted}"
+            axes.set_title(title, color=colour, loc="center", pad=3, **letters)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=colour, linewidth=0.8 if predicted == label else 1.6)
         axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9.5, labelpad=8)
@@ -759,7 +796,8 @@ def maps(points: pd.DataFrame, *, classes: Sequence[str], narrow: bool = False) 
             of_class = panel[panel["class"] == name]
             axes.scatter(of_class["x"], of_class["y"], s=3.5, color=colour, alpha=0.75, lw=0, rasterized=True)
         for name, (x, y) in panel.groupby("class")[["x", "y"]].median().iterrows():
-            axes.text(x, y, name, ha="center", va="center", fontweight="bold", fontsize=10, path_effects=halo)
+            size = 10 if len(name) <= 2 else 6.5
+            axes.text(x, y, name, ha="center", va="center", fontweight="bold", fontsize=size, path_effects=halo)
         axes.set_title(title, fontsize=8.5 if narrow else 10)
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
@@ -777,7 +815,8 @@ def measures_against_beta(
         labels: (measure, relation) → title of its panel, in their order.
         narrow: panels below each other.
     """
-    figure, grid = _panels(len(labels), columns=1 if narrow else 3, height=2.25, narrow=narrow)
+    columns = 1 if narrow else min(3, len(labels))
+    figure, grid = _panels(len(labels), columns=columns, height=2.25, narrow=narrow)
     for axes, ((measure, relation), title) in zip(grid.flat, labels.items(), strict=False):
         panel = summary[(summary["measure"] == measure) & (summary["relation"] == relation)]
         level = panel[panel["beta"] == 0].iloc[0]
@@ -859,7 +898,10 @@ def cross_sections(sections: pd.DataFrame, *, classes: Sequence[str], narrow: bo
     """
     networks = list(sections["network"].drop_duplicates())
     colours = mpl.colors.ListedColormap(CATEGORIES[: len(classes)])
-    headings = {"regions": "digit named", "error": "error of the distance"}
+    headings = {
+        "regions": "class named" if max(map(len, classes)) > 2 else "digit named",
+        "error": "error of the distance",
+    }
     kinds = tuple(headings)
     cells = (
         [(name, kind) for name in networks for kind in kinds]
@@ -899,7 +941,7 @@ def cross_sections(sections: pd.DataFrame, *, classes: Sequence[str], narrow: bo
                         va="center",
                         color=BLACK,
                         fontweight="bold",
-                        fontsize=10,
+                        fontsize=10 if len(label) <= 2 else 6.5,
                         path_effects=halo,
                     )
         axes.plot(0, 0, marker="+", color=LIGHT, markersize=9, markeredgewidth=2)

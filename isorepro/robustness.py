@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from isorepro import attacks, data, hierarchy, stats
 from isorepro.errors import InputError
@@ -76,10 +78,10 @@ def examples(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40) -> p
 
     Returns:
         One row per attack ("no attack", "FGSM", "PGD") and image: attack, epsilon, index (in the test set),
-        label and predicted (names of classes), pixels (the image as a list of rows, values in [0, 1]).
+        label and predicted (names of classes), pixels (:func:`pixel_rows`).
     """
     dataset, model = data.load(trained.config.dataset), trained.model.cpu()
-    indices = _first_of_each_class(dataset)
+    indices = first_of_each_class(dataset)
     images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
     attacked = {
         CLEAN: images,
@@ -93,7 +95,7 @@ def examples(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40) -> p
         radius = 0.0 if attack == CLEAN else epsilon
         for index, label, guess, image in zip(indices, labels.tolist(), predicted, batch, strict=True):
             names = dataset.classes[label], dataset.classes[guess]
-            rows.append((attack, radius, index, *names, image.squeeze(0).tolist()))
+            rows.append((attack, radius, index, *names, pixel_rows(image)))
     return pd.DataFrame(rows, columns=["attack", "epsilon", "index", "label", "predicted", "pixels"])
 
 
@@ -107,11 +109,10 @@ def ladder(trained: TrainedModel, *, epsilons: Sequence[float], pgd_steps: int =
 
     Returns:
         One row per radius and image: epsilon, index (in the test set), label and predicted (names of classes),
-        classes (their names), probabilities (of each class, summing to 1) and pixels (the image as a list of
-        rows, values in [0, 1]).
+        classes (their names), probabilities (of each class, summing to 1) and pixels (:func:`pixel_rows`).
     """
     dataset, model = data.load(trained.config.dataset), trained.model.cpu()
-    indices = _first_of_each_class(dataset)
+    indices = first_of_each_class(dataset)
     images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
     rows = []
     for epsilon in [0.0, *epsilons]:
@@ -120,13 +121,24 @@ def ladder(trained: TrainedModel, *, epsilons: Sequence[float], pgd_steps: int =
             probabilities = model(attacked).softmax(1)
         for index, label, shares, image in zip(indices, labels, probabilities, attacked, strict=True):
             names = dataset.classes[label], dataset.classes[shares.argmax()]
-            pixels = image.squeeze(0).tolist()
+            pixels = pixel_rows(image)
             rows.append((epsilon, index, *names, list(dataset.classes), shares.tolist(), pixels))
     columns = ["epsilon", "index", "label", "predicted", "classes", "probabilities", "pixels"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _first_of_each_class(dataset: data.Dataset) -> list[int]:
+def pixel_rows(image: Tensor) -> list[Any]:
+    """Return an image as a list of rows of values in [0, 1].
+
+    Args:
+        image: (1, H, W), grey; or (3, H, W), in colour: a pixel is then a list of red, green and blue.
+    """
+    rows: list[Any] = (image[0] if len(image) == 1 else image.permute(1, 2, 0)).tolist()
+    return rows
+
+
+def first_of_each_class(dataset: data.Dataset) -> list[int]:
+    """Return the index of the first test example of each class."""
     return [int((dataset.test_labels == label).nonzero()[0]) for label in range(len(dataset.classes))]
 
 

@@ -293,8 +293,9 @@ def cross_section(
     axes = axes * torch.where(axes.gather(1, axes.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)
     corner = torch.full((2,), extent)
     offsets = geometry.plane_grid(-corner, corner, resolution)
-    points = centre + offsets @ axes
-    origin, representation = (trained.model.representation(x) for x in (centre[None], points))
+    # As images again, which convolutional features need.
+    points = (centre + offsets @ axes).view(-1, *dataset.train_inputs.shape[1:])
+    origin, representation = (trained.model.representation(x) for x in (centre.view_as(points[:1]), points))
     predicted = trained.model(points).argmax(1).tolist()
     scale = trained.config.representation_scale
     if not trained.config.beta or trained.config.form == "normalised":

@@ -61,7 +61,7 @@ PACKAGE = Path(__file__).parent
 NUMERICAL_LIBRARIES = (
     *("gudhi", "numpy", "POT", "pyautoattack", "scikit-learn", "scipy", "torch", "torchvision", "umap-learn"),
 )
-NOT_NUMERICAL = ("cluster", "errors", "paths")
+NOT_NUMERICAL = ("cluster", "errors", "paths", "progress")
 """Modules that numerical ones import but that change no number."""
 
 

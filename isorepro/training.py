@@ -17,7 +17,7 @@ from isorepro.errors import Config, InputError
 from isorepro.hierarchy import Hierarchy
 from isorepro.losses import ClassBlocks, Form, isometry, pairwise_distances, squared_norms
 from isorepro.methods import Clean, Course, Method, Options
-from isorepro.models import Gradients, Readout, Stack
+from isorepro.models import Features, Gradients, Readout, Stack
 
 Measured = tuple[Tensor, Tensor, Tensor]
 """A level's cross-entropy (of another method its loss) and isometry term, both scalars, and logits (B, classes).
@@ -52,6 +52,9 @@ class TrainingConfig(Config):
         adam: "kept" keeps Adam's moments over the training and steps on all levels at once; "anew" starts Adam
             anew for each batch and level, so that each step is learning_rate · sign(gradient) (released code of
             September 2022).
+        features: "convolutional" puts two convolutional layers before the stack
+            (:func:`isorepro.models.convolutional_features`); the isometry term compares with the distances of the
+            raw pixels all the same.
         width, depth: units of a hidden layer, hidden layers of a block.
         epochs, batch_size, learning_rate: of Adam; the paper takes 5, 100 and 1e-3 on MNIST. A batch size
             from the size of the set on is full-batch training, one step an epoch.
@@ -73,6 +76,7 @@ class TrainingConfig(Config):
     shared_head: bool = False
     readout: Readout = "in order"
     adam: Literal["kept", "anew"] = "kept"
+    features: Features = "none"
     width: Size = 100
     depth: Size = 4
     epochs: Size = 5
@@ -169,7 +173,7 @@ def build(config: TrainingConfig, inputs: Tensor, classes: int) -> Stack:
         classes: number of classes.
 
     Raises:
-        InputError: the config's hierarchy is one of other classes.
+        InputError: the config's hierarchy is one of other classes, or its features are not for such examples.
     """
     levels = hierarchy.checked(config.hierarchy, classes, nested=config.nested)
     with torch.random.fork_rng(devices=[]):
@@ -181,6 +185,7 @@ def build(config: TrainingConfig, inputs: Tensor, classes: int) -> Stack:
             depth=config.depth,
             shared_head=config.shared_head,
             readout=config.readout,
+            image_shape=tuple(inputs.shape[1:]) if config.features == "convolutional" else None,
         )
 
 

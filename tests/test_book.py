@@ -359,7 +359,10 @@ FIGURES = {
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
     "evaluation_health": 5,
+    "beyond_methods": 3,
+    "beyond_search": 1,
     "beyond_corruptions": 4,
+    "beyond_data": 5,
 }
 
 
