@@ -1,4 +1,4 @@
-"""Training methods: what each does to its batch, and that every one is trained, kept and named as the default is."""
+"""Training methods: what each does to its batch, and that each is trained, kept and named as the default is."""
 
 import importlib
 import json
@@ -44,6 +44,14 @@ def weights(trained: TrainedModel) -> list[Tensor]:
 def same(a: TrainedModel, b: TrainedModel) -> bool:
     states = a.model.state_dict(), b.model.state_dict()
     return a.history.equals(b.history) and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+LEARNS = {"train_size": 800, "epochs": 3, "log_every": 3}
+
+
+@cache
+def entropy_network() -> TrainedModel:
+    return train(changed(**LEARNS))
 
 
 class Recorder(Stack):
@@ -176,8 +184,8 @@ def test_hidden_layers_of_a_level_are_those_of_the_whole_stack() -> None:
         assert torch.equal(batch.layer(x, -1), logits)
 
 
-def test_adversarial_examples_raise_the_loss_as_far_as_the_attack_of_the_book(trained: TrainedModel) -> None:
-    dataset = data.load("mnist", test_size=300)
+def test_adversarial_examples_raise_the_loss_as_far_as_the_attack_of_the_book() -> None:
+    dataset, trained = data.load("mnist", test_size=300), entropy_network()
     x, y = dataset.test_inputs, dataset.test_labels
     course = Course.begin(Method.of("adversarial"), x, 0)
     batch = course.batch(0, trained.model, x, y, Clean(trained.model, x))
@@ -368,14 +376,6 @@ def test_adversarial_training_is_as_a_bare_loop_does_it() -> None:
     for ours, bare, other in zip(weights(trained), expected, weights(plain), strict=True):
         assert (ours - bare).abs().quantile(0.95) < 1e-4
         assert (ours - other).abs().quantile(0.95) > 3e-4
-
-
-LEARNS = {"train_size": 800, "epochs": 3, "log_every": 3}
-
-
-@cache
-def entropy_network() -> TrainedModel:
-    return train(changed(**LEARNS))
 
 
 @pytest.mark.parametrize("name", METHODS)
