@@ -152,7 +152,7 @@ def local_isometry(
     K: Positive = 3.0,
     epsilon: NonNegative = 0.1,
     steps: Count = 1,
-    step_size: Positive = 1.0,
+    step_size: Positive = 2.5,
     start: Annotated[float, Field(gt=0, le=1)] = 1.0,
     warmup: Share = 0.0,
     layer: Annotated[int, Field(ge=-1)] = 0,

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.spatial.distance import cdist
+from scipy.special import logsumexp
 
 from isorepro import paths
 
@@ -23,12 +24,27 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (paths.ROOT / "CONTRIBUTING.md").re
 # What the tests ask of the script's names when it has come to its end.
 TOLD = """
 import json, torch
-from isorepro import losses
+from isorepro import losses, training
 
 h, x, y = (torch.rand(3, 6, 2, dtype=torch.float64) * 3).unbind()
 y = torch.tensor([0, 1, 0, 0, 1, 2])
 term = losses.isometry(h, losses.pairwise_distances(x), y, beta=2.0, K=3.0, form="absolute")
 attacked = mine.random_corners(trained.model, images, labels, epsilon=0.1)
+
+def mixed(mixup):
+    from isorepro.methods import Clean, Course, Method
+
+    method, points = Method.of(mixup, {"share": 0.8}), torch.rand(20, 1, 4, 4)
+    model, labels = training.Stack(16, (3,), width=5, depth=1), torch.arange(20) % 3
+    batch = Course.begin(method, points, 7).batch(0, model, points, labels, Clean(model, points))
+    state = batch.generator.get_state()
+    loss = method.loss(batch).item()
+    batch.generator.set_state(state)
+    other, part = torch.randperm(20, generator=batch.generator), 0.8 * torch.rand((), generator=batch.generator)
+    logits = model((1 - part) * points + part * points[other])
+    return [loss, logits.tolist(), labels.tolist(), other.tolist(), part.item()]
+
+
 print(json.dumps({
     "datasets": [model.config.dataset for model in models],
     "test_accuracy": [model.history["test_accuracy"].iloc[-1] for model in models],
@@ -41,6 +57,10 @@ print(json.dumps({
     "checks": {check.name: check.passed for check in checks},
     "figure": str(results.folder),
     "measures": measures.to_csv(index=False),
+    "mixup": mixed(mine.mixup),
+    "methods": [[model.config.method, model.config.options] for model in compared],
+    "told_apart": [sorted(set(table["method"])) for table in (curves, kept, badges)],
+    "learnt": [model.history["test_accuracy"].iloc[-1] for model in compared],
     "judged": judged.fillna("").to_dict("records"),
 }))
 """
@@ -83,6 +103,16 @@ def test_a_form_of_ones_own_computes_its_formula(told: dict[str, Any]) -> None:
     ]
     assert told["term"] == pytest.approx(2.0 * np.mean(pairs))
     assert told["isometry"][-1] < told["isometry"][0]
+
+
+def test_a_method_of_ones_own_computes_its_formula_and_is_swept_and_measured(told: dict[str, Any]) -> None:
+    loss, logits, labels, other, part = told["mixup"]
+    log_shares = np.array(logits) - logsumexp(logits, axis=1, keepdims=True)
+    targets = (1 - part) * np.eye(3)[labels] + part * np.eye(3)[labels][other]
+    assert loss == pytest.approx(-(targets * log_shares).sum(1).mean(), rel=1e-5)
+    assert told["methods"] == [["isometry", []]] * 2 + [["mine:mixup", [["share", 0.8]]]] * 2
+    assert told["told_apart"] == [["isometry", "mine:mixup"]] * 3
+    assert min(told["learnt"]) > 0.5
 
 
 def test_an_attack_of_ones_own_stays_in_the_ball_and_is_checked(told: dict[str, Any]) -> None:

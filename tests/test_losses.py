@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from isorepro.losses import ClassBlocks, Form, isometry, pairwise_distances, squared_norms
+from isorepro.losses import (
+    ClassBlocks,
+    Form,
+    isometry,
+    jacobian_norm,
+    local_isometry,
+    pairwise_distances,
+    sign_ascent,
+    squared_norms,
+)
 
 FORMS: tuple[Form, ...] = ("raw", "normalised")
 
@@ -218,3 +227,113 @@ def test_blocks_in_single_precision_agree_with_double_on_a_full_batch() -> None:
         for x, h in ((inputs, representation), (inputs.double(), representation.double()))
     ]
     assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def directions(count: int, size: int, seed: int = 0) -> Tensor:
+    """Orthonormal columns, (size, count), in double precision."""
+    drawn = torch.randn(size, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.linalg.qr(drawn)[0]
+
+
+def by_map(W: Tensor, delta: Tensor, K: float) -> float:
+    x = torch.rand(len(delta), W.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return local_isometry(x @ W.T, (x + delta) @ W.T, delta, beta=2.0, K=K).item()
+
+
+@pytest.mark.parametrize("K", [0.5, 1.0, 3.0])
+def test_on_a_linear_map_the_local_term_is_zero_exactly_when_all_singular_values_seen_are_one_over_k(
+    K: float,
+) -> None:
+    left, right = directions(5, 9), directions(5, 6, seed=1)
+    coordinates = torch.randn(40, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    equal = left / K @ right.T
+    assert by_map(equal, coordinates @ right.T, K) < 1e-28
+    # One value is another: charged as soon as a step has a part along it, and not before.
+    values = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.2], dtype=torch.float64) / K
+    unequal = left * values @ right.T
+    unseen = coordinates.clone()
+    unseen[:, 4] = 0
+    assert by_map(unequal, unseen @ right.T, K) < 1e-28
+    rest, along = coordinates[:, :4].square().sum(1), coordinates[:, 4].square()
+    expected = 2.0 * ((rest + 1.44 * along).sqrt() - (rest + along).sqrt()).square().mean().item()
+    assert by_map(unequal, coordinates @ right.T, K) == pytest.approx(expected, rel=1e-9)
+    assert expected > 1e-3
+    # The sixth dimension of the inputs is lost altogether.
+    lost = torch.linalg.svd(right.T)[2][-1:].expand(40, 6)
+    assert by_map(equal, lost, K) == pytest.approx(2.0)
+
+
+def test_the_local_term_has_a_finite_gradient_where_nothing_moves() -> None:
+    h = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    moved = torch.cat([h[:2], h[2:] + 0.1])
+    delta = torch.zeros(5, 7).index_fill(0, torch.tensor([0, 3]), 0.2)
+    gradients = torch.autograd.grad(local_isometry(h, moved, delta, beta=1.0), [h, moved])
+    assert all(found.isfinite().all() for found in gradients)
+    assert not gradients[1][:2].any()
+    assert gradients[1][2:].abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("start", [0.2, 1.0])
+def test_the_ascent_of_a_linear_map_ends_in_the_corner_that_it_stretches_most(start: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    # One direction is stretched much more than the others, so that every start leads to it.
+    W = directions(3, 3) * torch.tensor([5.0, 0.2, 0.1], dtype=torch.float64) @ directions(3, 3, seed=4).T
+    corners = 0.3 * torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)), dtype=torch.float64)
+    largest = (corners @ W.T).norm(dim=1).max().item()
+    x = torch.rand(20, 3, generator=generator, dtype=torch.float64)
+    found = sign_ascent(
+        lambda points: ((points - x) @ W.T).square().sum(),
+        x,
+        epsilon=0.3,
+        steps=3,
+        step_size=3.0,
+        start=start,
+        bounds=(-math.inf, math.inf),
+        generator=generator,
+    )
+    assert ((found - x) @ W.T).norm(dim=1).tolist() == pytest.approx([largest] * 20)
+    assert not found.requires_grad
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    epsilon=st.floats(0, 1),
+    steps=st.integers(0, 4),
+    step_size=st.floats(0.1, 9),
+    start=st.floats(0, 1),
+)
+def test_the_ascent_never_leaves_the_ball_and_the_bounds(
+    seed: int, epsilon: float, steps: int, step_size: float, start: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(6, 1, 3, 3, generator=generator).mul(2).sub(0.5).clamp(0, 1)
+    w = torch.randn(9, generator=generator)
+    before = x.clone()
+    found = sign_ascent(
+        lambda points: (points.flatten(1) @ w).sin().sum(),
+        x,
+        epsilon=epsilon,
+        steps=steps,
+        step_size=step_size,
+        start=start,
+        bounds=(0.0, 1.0),
+        generator=generator,
+    )
+    assert torch.equal(x, before)
+    assert found.shape == x.shape
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert (found - x).abs().max() <= epsilon + 1e-6
+
+
+def test_the_jacobian_of_a_linear_map_has_the_norm_of_its_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(10, 2, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    exact = jacobian_norm(x.flatten(1) @ W.T, x, projections=0, generator=generator)
+    assert exact.item() == pytest.approx(W.square().sum().item(), rel=1e-12)
+    # A random unit vector sees a mean of the singular values, never more than the largest.
+    largest = 4 * torch.linalg.svdvals(W)[0].item() ** 2
+    for _ in range(20):
+        assert 0 < jacobian_norm(x.flatten(1) @ W.T, x, projections=1, generator=generator).item() < largest
