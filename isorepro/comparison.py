@@ -206,17 +206,19 @@ def validate(trained: TrainedModel, *, epsilon: float, images: int, pgd_steps: i
     return pd.DataFrame({"clean": [clean], "robust": [robust]})
 
 
-def choose(tried: pd.DataFrame, *, plain: str, loss: float) -> pd.DataFrame:
+def choose(tried: pd.DataFrame, *, plain: str, loss: float, tie: float = 0.0) -> pd.DataFrame:
     """Say of every setting tried whether it would be chosen: of its family the most robust that costs no accuracy.
 
     Args:
         tried: one row per setting: setting, family, clean and robust (:func:`validate`).
         plain: the setting that the others' accuracy is compared with.
         loss: how much less accurate without attack a setting may be, in [0, 1].
+        tie: settings that are less robust than the most robust one by no more than this count as robust as it is; of
+            them the most accurate is taken.
 
     Returns:
-        The rows with eligible (accurate enough) and chosen (the most robust eligible one of its family; of equal
-        ones the first).
+        The rows with eligible (accurate enough) and chosen (one eligible setting of each family; of equal ones the
+        first).
 
     Raises:
         InputError: ``plain`` is not among the settings.
@@ -225,7 +227,10 @@ def choose(tried: pd.DataFrame, *, plain: str, loss: float) -> pd.DataFrame:
         raise InputError(f"settings: '{plain}', with which the others are compared, is not among them")
     least = tried.loc[tried["setting"] == plain, "clean"].mean() - loss
     eligible = tried["clean"] >= least
-    best = tried[eligible].groupby("family", sort=False)["robust"].idxmax()
+    kept = tried[eligible]
+    most = kept.groupby("family")["robust"].transform("max")
+    # Shares of a thousand images differ by whole images, and their differences by rounding.
+    best = kept[kept["robust"] >= most - tie - 1e-9].groupby("family", sort=False)["clean"].idxmax()
     return tried.assign(eligible=eligible, chosen=tried.index.isin(best))
 
 

@@ -177,6 +177,8 @@ def test_the_most_robust_of_a_family_is_chosen_unless_it_costs_too_much() -> Non
     found = comparison.choose(tried, plain="CE", loss=0.005).set_index("setting")
     assert list(found.index[found["chosen"]]) == ["CE", "a2", "c1"]
     assert list(found.index[~found["eligible"]]) == ["a1", "b1"]
+    tied = comparison.choose(tried, plain="CE", loss=0.005, tie=0.1).set_index("setting")
+    assert list(tied.index[tied["chosen"]]) == ["CE", "a3", "c1"]
     with pytest.raises(InputError, match="'BCE', with which the others are compared, is not among them"):
         comparison.choose(tried, plain="BCE", loss=0.005)
     shown = tables.tried_table(found.reset_index().assign(processor_seconds=1.0))
