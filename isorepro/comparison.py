@@ -213,7 +213,7 @@ def choose(tried: pd.DataFrame, *, plain: str, loss: float, tie: float = 0.0) ->
         tried: one row per setting: setting, family, clean and robust (:func:`validate`).
         plain: the setting that the others' accuracy is compared with.
         loss: how much less accurate without attack a setting may be, in [0, 1].
-        tie: settings that are less robust than the most robust one by no more than this count as robust as it is; of
+        tie: settings that are less robust than the most robust one by no more than this count as robust; of
             them the most accurate is taken.
 
     Returns:

@@ -372,6 +372,7 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
         "form": "normalised",
         "beta": 2.0,
         "K": 2.0,
+        "features": "convolutional",
         "width": 50,
         "depth": 2,
         "epochs": 1,
