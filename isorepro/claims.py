@@ -66,8 +66,9 @@ class Measured(Config):
         setting: column → value, what tells the setting from the baseline.
         baseline: the same for the baseline; None if the level of the setting is judged.
         measure: the column of the values.
-        wanted: the side of the bound on which the effect has to lie, the bound included for "not lower by more
-            than", "at least" and "at most". The first three take a difference, the last two a level.
+        wanted: the side of the bound on which the effect has to lie, the bound included for "not higher by more
+            than", "not lower by more than", "at least" and "at most". The last two take a level, the others a
+            difference.
         bound: the bound, in units of the measure; not negative for a difference.
         reason: why this bound.
         effect: what the effect is, to be read before its value.
@@ -80,7 +81,14 @@ class Measured(Config):
     setting: dict[str, float | str] = Field(min_length=1)
     baseline: dict[str, float | str] | None = Field(default=None, min_length=1)
     measure: str
-    wanted: Literal["higher by more than", "lower by more than", "not lower by more than", "at least", "at most"]
+    wanted: Literal[
+        "higher by more than",
+        "lower by more than",
+        "not higher by more than",
+        "not lower by more than",
+        "at least",
+        "at most",
+    ]
     bound: float = Field(allow_inf_nan=False)
     reason: str = Field(min_length=1)
     effect: str = Field(min_length=1)
@@ -119,6 +127,8 @@ class Measured(Config):
                 return effect > self.bound
             case "lower by more than":
                 return effect < -self.bound
+            case "not higher by more than":
+                return effect <= self.bound
             case "not lower by more than":
                 return effect >= -self.bound
             case "at least":
