@@ -322,12 +322,14 @@ class Method:
     Attributes:
         name: a key of :data:`METHODS`, or "module:function".
         function: what the name stands for.
+        acts_on: where it acts, "batch", "model" or "optimizer".
         given: the options that were given.
         options: all options, those not given at their defaults.
     """
 
     name: str
     function: Callable[..., Any]
+    acts_on: str
     given: Options
     options: Mapping[str, int | float]
 
@@ -350,12 +352,9 @@ class Method:
             raise InputError(f"options: must be numbers by name, not {given!r}") from None
         checked = _options_of(name, function)(**{str(key): value for key, value in numbers.items()})
         options = checked.model_dump()
-        return cls(name, function, tuple(sorted((key, options[key]) for key in numbers)), options)
-
-    @property
-    def acts_on(self) -> str:
-        """Where it acts: "batch", "model" or "optimizer"."""
-        return _first(self.function)
+        return cls(
+            name, function, _first(function), tuple(sorted((key, options[key]) for key in numbers)), options
+        )
 
     def prepare(self, model: Stack) -> None:
         """Let a method that acts on the network change it."""
