@@ -35,6 +35,7 @@ from torch.nn.functional import cross_entropy
 
 from isorepro import attacks, data, ensemble, hierarchy, paths, provenance, speed, sweep
 from isorepro.losses import ClassBlocks, squared_norms
+from isorepro.methods import Course, Method
 from isorepro.progress import say
 from isorepro.speed import OURS
 from isorepro.training import TrainingConfig, build, epoch_means, step, train
@@ -80,6 +81,7 @@ def our_steps(count: int, steps: int, batch_size: int = 100, beta: float = 0.1) 
     batches = torch.randint(count, (steps, batch_size))
     trained = [model.trained_by(0, config.gradients)]
     norms = squared_norms(inputs) if beta else None
+    now = Course.begin(Method.of(config.method), inputs, config.seed)
 
     def run() -> None:
         # As in an epoch of train.
@@ -87,7 +89,7 @@ def our_steps(count: int, steps: int, batch_size: int = 100, beta: float = 0.1) 
         for batch in batches:
             part = inputs.index_select(0, batch), labels[None].index_select(1, batch)
             known = None if norms is None else norms[batch]
-            measured.append(step(model, optimizer, *part, config, None, trained, known))
+            measured.append(step(model, optimizer, *part, config, None, trained, known, now))
         epoch_means(measured, labels[None, batches.flatten()])
 
     return run
@@ -275,10 +277,11 @@ def torus_step() -> Iterator[Rows]:
     blocks = [ClassBlocks.of(inputs, row) for row in labels]
     model = build(config, inputs, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    now = Course.begin(Method.of(config.method), inputs, config.seed)
 
     def run(known: list[ClassBlocks] | None) -> None:
         for _ in range(steps):
-            step(model, optimizer, inputs, labels, config, known)
+            step(model, optimizer, inputs, labels, config, known, None, None, now)
 
     ways = {OURS: lambda: run(blocks), "all distances": lambda: run(None)}
     yield in_turn(speed.TORUS_STEP, ways, 7, units=steps)

@@ -480,6 +480,7 @@ def no_default(batch, a): ...
 def text(batch, a="b"): ...
 def whole(batch): return batch.logits
 def nothing(optimizer): ...
+def unreadable(batch: "Bunch"): ...
 out_of_range = 3
 """
 
@@ -524,6 +525,7 @@ out_of_range = 3
         ({"method": "bad_methods:no_default"}, r"its option a must have a number as its default, not none"),
         ({"method": "bad_methods:text"}, r"its option a must have a number as its default, not 'b'"),
         ({"method": "bad_methods:out_of_range"}, r"bad_methods:out_of_range must be a function, not 3"),
+        ({"method": "bad_methods:unreadable"}, r"its annotations cannot be read: name 'Bunch' is not defined"),
         ({"method": inner()}, r"method: inner.<locals>.loss can be called only where it is defined"),
         ({"method": lambda batch: batch.logits.sum()}, r"method: <lambda> can be called only where it is defined"),
     ],
