@@ -187,7 +187,7 @@ def test_motion_blur_spreads_a_point_along_a_line_of_its_length() -> None:
     assert len(np.unique(blurred.reshape(50, -1).argsort(1)[:, -9:], axis=0)) > 10
 
 
-def test_glass_blur_takes_pixels_from_nearby_and_keeps_the_brightness(images: Tensor) -> None:
+def test_glass_blur_takes_pixels_from_nearby_and_keeps_the_brightness() -> None:
     point = torch.zeros(200, 1, 29, 29)
     point[:, :, 14, 14] = 1
     scattered = corruptions.corrupt("glass blur", point, 3)[:, 0]
@@ -354,6 +354,8 @@ def test_corrupted_sets_are_made_once_for_all_networks(
     corruptions.accuracies(trained, images=60, **options)
     corruptions.accuracies(trained, images=60, seed=1, **options)
     assert len(made) == 12
+    # Only one set of clean images is remembered.
+    assert len(corruptions._kept) == 8
 
 
 def test_examples_show_an_image_of_the_digit_and_the_mean_distance() -> None:
