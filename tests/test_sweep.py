@@ -384,7 +384,6 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
         "shared_head": True,
         "readout": "reversed",
         "adam": "anew",
-        "features": "convolutional",
         "log_every": 2,
         "seed": 1,
     }
