@@ -214,7 +214,7 @@ def tell(notebook: str, page: nbformat.NotebookNode, record: Mapping[str, Any], 
             )
         taken = found[path.stem]
         seconds = sum(cells[place].metadata["papermill"]["duration"] for place in taken.cells)
-        seeds = {name: record["parameters"][name] for name in taken.parameters if name.endswith("seeds")}
+        seeds = {name: record["parameters"][name] for name in taken.parameters if name.endswith(("seed", "seeds"))}
         made = footer(
             {
                 "Notebook": _notebook(notebook, page, figure[1], taken.cells, len(cells)),
@@ -282,10 +282,11 @@ def _notebook(notebook: str, page: nbformat.NotebookNode, figure: str, cells: Se
     )
 
 
-def _seeds(seeds: Mapping[str, list[int]]) -> str:
+def _seeds(seeds: Mapping[str, list[int] | int]) -> str:
     if not seeds:
-        return "no parameter of these cells is a list of seeds"
-    told = {name: ", ".join(map(str, values)) for name, values in seeds.items()}
+        return "no parameter of these cells is a seed"
+    listed = {name: value if isinstance(value, list) else [value] for name, value in seeds.items()}
+    told = {name: ", ".join(map(str, values)) for name, values in listed.items()}
     if len(told) == 1:
         return next(iter(told.values()))
     return "; ".join(f"{values} (<code>{name}</code>)" for name, values in told.items())
