@@ -423,7 +423,7 @@ def test_every_figure_tells_how_it_was_made(run: Path, browser: Browser) -> None
                 identity = figures.nth(number).get_attribute("id")
                 assert any(re.search(rf"/notebooks/\w+\.html#{identity}$", link) for link in links), name
                 assert any(re.search(r"/_sources/notebooks/\w+\.ipynb$", link) for link in links), name
-                # The map over β and K has seeds of its own, of which this profile has one; so have two pages beyond it.
+                # What has a single seed of its own in this profile.
                 single = {"torus-phase", "beyond-search-tried", "beyond-corruptions-corruptions"}
                 seeds = "0" if identity in single else r"0, 1( \(seeds\); 0 \(corruption_seed\))?"
                 assert re.search(rf"Seeds\n+{seeds}\n+Time\n+(\d+ s|less than 1 s) in these cells", text), text
