@@ -1,8 +1,13 @@
-"""What several test files share: an output folder of the tests' own, the command line, a network, a browser."""
+"""What several test files share: a folder for output, the command line, a network, a browser, a book."""
 
+import fcntl
+import functools
+import http.server
 import os
 import shutil
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,3 +135,79 @@ def watched() -> Callable[[Page, str], list[str]]:
         return faults
 
     return watch
+
+
+VIEWS = {
+    "desktop": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "phone": {"viewport": {"width": 360, "height": 780}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+}
+
+
+"""How pages are looked at."""
+
+
+def isorepro(output: Path, command: str = "reproduce") -> subprocess.CompletedProcess[str]:
+    """Run a command of the command line on the smoke profile, with an output folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "isorepro.cli", command, "--profile", "smoke"],
+        env=os.environ | {"ISOREPRO_OUTPUT": str(output)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a finished smoke run, to be copied; tests that run side by side share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    folder, failed = folder / "smoke_output", folder / "smoke_failed"
+    with (folder.parent / "smoke_lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists() and not failed.exists():
+            done = isorepro(folder)
+            if done.returncode or f"book:     {folder}/smoke/book/index.html" not in done.stdout:
+                failed.write_text(done.stdout + done.stderr)
+    assert not failed.exists(), failed.read_text()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(smoke_output: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a finished smoke run, in an output folder of the file's own that the command line takes."""
+    folder = tmp_path_factory.mktemp("book")
+    shutil.copytree(smoke_output, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ISOREPRO_OUTPUT", str(folder))
+        yield folder / "smoke"
+
+
+@pytest.fixture(scope="module")
+def site(run: Path) -> Iterator[str]:
+    """The book served over http on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(run / "book"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def pages(run: Path) -> list[str]:
+    found = [path.relative_to(run / "book").as_posix() for path in (run / "book").rglob("*.html")]
+    # Of the listings of source, one stands for all.
+    left_out = ("_static", "results", "genindex", "_modules")
+    return sorted(
+        name for name in found if not name.startswith(left_out) or name == "_modules/isorepro/losses.html"
+    )
+
+
+# What moved so far without anyone touching the page: the sum of the scores of its shifts.
