@@ -492,7 +492,10 @@ def _options_of(name: str, function: Callable[..., Any]) -> type[Config]:
             f"method {name}: its first parameter must be called {', '.join(ACTS_ON[:-1])} or {ACTS_ON[-1]}, not "
             f"{first!r}"
         )
-    hints = typing.get_type_hints(function, include_extras=True)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise InputError(f"method {name}: its annotations cannot be read: {error}") from None
     fields: dict[str, Any] = {}
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         default = parameter.default
