@@ -145,7 +145,7 @@ def test_every_figure_tells_how_it_was_made(run: Path, browser: Browser) -> None
                 assert any(re.search(r"/_sources/notebooks/\w+\.ipynb$", link) for link in links), name
                 # What has a single seed of its own in this profile.
                 single = {"torus-phase", "beyond-search-tried", "beyond-corruptions-corruptions"}
-                seeds = "0" if identity in single else r"0, 1( \(seeds\); 0 \(corruption_seed\))?"
+                seeds = "0" if identity in single else r"0, 1( \(seeds\); 0 \(\w+_seed\))?"
                 assert re.search(rf"Seeds\n+{seeds}\n+Time\n+(\d+ s|less than 1 s) in these cells", text), text
     page.close()
     assert made["index.html"] == made["speed.html"] == 2
