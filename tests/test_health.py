@@ -249,6 +249,7 @@ def test_the_released_attacks_are_found_to_be_what_they_are(trained: TrainedMode
 
 
 def test_zero_gradients_are_counted_as_a_loop_counts_them(trained: TrainedModel) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
     with torch.no_grad():
         model[1].bias.fill_(-0.35)
