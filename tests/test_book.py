@@ -388,11 +388,9 @@ def test_a_second_call_does_nothing_again(run: Path) -> None:
     ("old", "new"),
     [
         ("{number}`mnist_robustness:pgd_ce:.0%`", "{number}`mnist_robustness:no_such_number:.0%`"),
-        ("{doc}`The method page <method>`", "{doc}`The method page <methods>`"),
         ("{cite:p}`beshkov2025`", "{cite:p}`nobody2025`"),
-        ("{run-figure} mnist_robustness/robustness", "{run-figure} mnist_robustness/no_such_figure"),
     ],
-    ids=["number", "page", "citation", "figure"],
+    ids=["number", "citation"],
 )
 def test_a_book_with_a_hole_does_not_build_and_the_old_one_stays(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
