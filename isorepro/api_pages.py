@@ -35,7 +35,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         ),
     ),
     "Many networks": ("cluster", "sweep"),
-    "Figures and tables": ("style", "tables", "plots", "explorables", "results"),
+    "Figures and tables": (
+        *("style", "tables", "panels", "plots", "scenes", "stack_plots", "method_plots", "explorables", "results"),
+    ),
     "Runs, the book and the command line": (
         *(
             "profiles",

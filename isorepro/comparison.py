@@ -296,7 +296,7 @@ def cost_ratio(costs: pd.DataFrame, setting: str, other: str) -> tuple[float, fl
 
 
 def plane(spread: pd.DataFrame, *, x: str, y: str) -> pd.DataFrame:
-    """Return two measures as points for :func:`isorepro.plots.method_points`.
+    """Return two measures as points for :func:`isorepro.method_plots.method_points`.
 
     Args:
         spread: an overview over the seeds: setting, measure, mean, low and high.

@@ -58,9 +58,7 @@ def by_weight(
         ValueError: β = 0 is missing, or there is nothing beside it.
         InputError: examples in colour.
     """
-    betas = sorted(curves["beta"].unique())
-    if len(betas) < 2 or betas[0]:
-        raise ValueError("curves: need β = 0 and at least one weight above it")
+    betas = _weights(curves, "curves")
     drawn = curves[curves["epsilon"] > 0]
     radii = sorted(drawn["epsilon"].unique())
     names = {
@@ -125,9 +123,7 @@ def by_radius(attacked: pd.DataFrame) -> dict[str, Any]:
         ValueError: β = 0 is missing, or there is nothing beside it.
         InputError: images in colour.
     """
-    betas = sorted(attacked["beta"].unique())
-    if len(betas) < 2 or betas[0]:
-        raise ValueError("attacked: need β = 0 and at least one weight above it")
+    betas = _weights(attacked, "attacked")
     first = attacked[attacked["beta"] == 0]
     radii = sorted(first["epsilon"].unique())
     networks = []
@@ -160,6 +156,13 @@ def _grey(rows: pd.DataFrame) -> NDArray[np.float64]:
     if images.ndim != 3 or images.shape[1] != images.shape[2]:
         raise InputError(f"images: a figure with a slider needs square grey ones, not {images.shape[1:]}")
     return images
+
+
+def _weights(rows: pd.DataFrame, argument: str) -> list[float]:
+    betas = sorted(rows["beta"].unique())
+    if len(betas) < 2 or betas[0]:
+        raise ValueError(f"{argument}: need β = 0 and at least one weight above it")
+    return betas
 
 
 def _packed(values: NDArray[np.float64], kind: str) -> str:

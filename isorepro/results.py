@@ -102,14 +102,15 @@ class Results:
 
         Args:
             name: name of its files: ``<name>.svg``, ``.png``, ``.csv`` and, for other pages, ``.html``.
-            draw: a function of :mod:`isorepro.plots`.
+            draw: a function such as those of :mod:`isorepro.plots`.
             args, options: its arguments, without ``narrow``.
             caption: what it shows, complete without the text around it; plain text.
             alt: what one sees, for those who do not see it.
             data: the tidy table behind it, written as CSV.
             shown: the table shown under the figure, ready formatted; ``data`` without it.
-            rotatable: a function of :mod:`isorepro.plots` that returns the figure as data to rotate, or to play;
-                called as ``draw`` is. The drawings stay, for paper and for browsers without JavaScript or WebGL.
+            rotatable: a function such as :func:`isorepro.scenes.rotatable` that returns the figure as data to
+                rotate, or to play; called as ``draw`` is. The drawings stay, for paper and for browsers without
+                JavaScript or WebGL.
             explorable: a function of :mod:`isorepro.explorables` that returns the figure as data for a slider;
                 called as ``draw`` is, and the drawings stay as well.
 

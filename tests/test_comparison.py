@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from isorepro import attacks, comparison, data, ensemble, plots, style, tables
+from isorepro import attacks, comparison, data, ensemble, method_plots, style, tables
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, TrainingConfig, train
 
@@ -245,7 +245,7 @@ def test_figures_show_every_method_where_it_is(measured: dict[str, pd.DataFrame]
     spread = comparison.spread(comparison.overview(**measured, epsilon=0.1))
     points = comparison.plane(spread, x="spearman", y="robust")
     with style.house_style():
-        figure = plots.method_points(points, x_label="kept", y_label="stands", narrow=narrow)
+        figure = method_plots.method_points(points, x_label="kept", y_label="stands", narrow=narrow)
         figure.canvas.draw()
     (axes,) = figure.axes
     drawn = [
@@ -260,7 +260,7 @@ def test_figures_show_every_method_where_it_is(measured: dict[str, pd.DataFrame]
     summary = summary.agg(mean="mean", low="min", high="max").reset_index()
     names = {comparison.LINF: "a", comparison.L2: "b"}
     with style.house_style():
-        figure = plots.method_curves(summary, titles=names, labels=names, chance=0.1, narrow=narrow)
+        figure = method_plots.method_curves(summary, titles=names, labels=names, chance=0.1, narrow=narrow)
         figure.canvas.draw()
     for axes, norm in zip(figure.axes, names, strict=True):
         lines = {line.get_label(): line.get_ydata() for line in axes.lines if not line.get_label().startswith("_")}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from isorepro import corruptions, data, plots, stats, sweep, tables
+from isorepro import corruptions, data, method_plots, stats, sweep, tables
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, TrainingConfig
 
@@ -477,7 +477,7 @@ def test_the_heat_map_has_every_difference_in_points_and_a_frame_for_what_was_tr
     means = corruptions.by_corruption(measured())
     level = stats.over_seeds(means, "accuracy", ["corruption", "network"])
     differences = stats.paired_differences(means, "accuracy", ["corruption"], "network", "CE")
-    figure = plots.corruption_differences(level, differences, trained_on={"CE + fog": "fog"}, narrow=narrow)
+    figure = method_plots.corruption_differences(level, differences, trained_on={"CE + fog": "fog"}, narrow=narrow)
     axes = figure.axes[0]
     texts = {(round(text.get_position()[0]), round(text.get_position()[1])): text for text in axes.texts}
     rows = [label.get_text() for label in axes.get_yticklabels()]
@@ -493,7 +493,7 @@ def test_the_heat_map_has_every_difference_in_points_and_a_frame_for_what_was_tr
 def test_the_sheet_shows_every_picture_in_its_place(narrow: bool) -> None:
     names = ["fog", "stripe", "scale", "shear"]
     shown = corruptions.examples("mnist", label=3, names=names, severities=[1, 5], images=30)
-    figure = plots.corruption_sheet(shown, narrow=narrow)
+    figure = method_plots.corruption_sheet(shown, narrow=narrow)
     blocks = [names] if narrow else [names[:2], names[2:]]
     for axes, block in zip(figure.axes, blocks, strict=True):
         assert [label.get_text() for label in axes.get_yticklabels()] == block
@@ -507,14 +507,14 @@ def test_the_sheet_shows_every_picture_in_its_place(narrow: bool) -> None:
 
 def test_lines_and_dots_are_drawn_where_the_numbers_are() -> None:
     by_severity = stats.over_seeds(corruptions.by_severity(measured()), "accuracy", ["network", "severity"])
-    axes = plots.accuracy_by_severity(by_severity).axes[0]
+    axes = method_plots.accuracy_by_severity(by_severity).axes[0]
     drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert drawn["CE + fog"] == pytest.approx(by_severity[by_severity["network"] == "CE + fog"]["mean"].to_numpy())
     gains = stats.over_seeds(
         corruptions.transfer(measured(), {"CE + fog": "fog"}, "CE"), "gain", ["network", "tested"]
     )
     groups = {corruptions.OWN: "trained on", corruptions.OTHER: "other kinds"}
-    axes = plots.corruption_transfer(gains, groups=groups).axes[0]
+    axes = method_plots.corruption_transfer(gains, groups=groups).axes[0]
     places = {bars.get_label(): float(bars[0].get_xdata()[0]) for bars in axes.containers}
     assert places == pytest.approx({"trained on": 10.0, "other kinds": 0.0}, abs=1e-9)
 

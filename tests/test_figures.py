@@ -14,7 +14,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from isorepro import paths, plots, style, tables
+from isorepro import paths, plots, scenes, style, tables
 from isorepro.results import Results
 
 
@@ -293,7 +293,7 @@ def rings(count: int = 40) -> pd.DataFrame:
 def test_spaces_have_boxes_of_equal_sides_and_a_key_for_each_colouring(narrow: bool) -> None:
     points = rings()
     with style.house_style():
-        figure = plots.spaces(points, colour=["ring", "angle"], narrow=narrow)
+        figure = scenes.spaces(points, colour=["ring", "angle"], narrow=narrow)
     boxes = [axes for axes in figure.axes if axes.name == "3d"]
     assert len(boxes) == 6
     named = [text.get_text() for text in figure.texts]
@@ -322,7 +322,7 @@ def test_spaces_follow_the_theme_and_are_the_same_bytes_twice() -> None:
     made = []
     for _ in range(2):
         with style.house_style():
-            made.append(style.inline_svg(plots.spaces(rings(), colour=["ring"]), "s"))
+            made.append(style.inline_svg(scenes.spaces(rings(), colour=["ring"]), "s"))
     assert made[0] == made[1]
     assert set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", made[0])) <= {*style.CATEGORIES[:2], "#000000"}
     pictures = re.findall(r'<image [^>]*?base64,\s*([^"]+)"[^>]* width="([\d.]+)"', made[0])
@@ -335,7 +335,7 @@ def test_spaces_follow_the_theme_and_are_the_same_bytes_twice() -> None:
 def test_an_angle_is_cut_into_the_colours_of_the_cycle() -> None:
     angles = np.array([0.0, 2 * np.pi - 1e-9, np.pi, -1e-20, 2 * np.pi, -np.pi / 2])
     points = pd.DataFrame({"space": "s", "x": angles, "y": 0.0, "z": 0.0, "angle": angles})
-    (space,) = plots.rotatable(points, colour=["angle"])["spaces"]
+    (space,) = scenes.rotatable(points, colour=["angle"])["spaces"]
     assert space["colours"] == [[0, 23, 12, 0, 0, 18]]
 
 
@@ -344,35 +344,35 @@ def test_points_that_are_nowhere_are_refused(column: str, value: float) -> None:
     points = rings()
     points[column] = value
     with pytest.raises(ValueError, match="finite"):
-        plots.rotatable(points, colour=["angle"])
+        scenes.rotatable(points, colour=["angle"])
 
 
 def test_more_classes_than_colours_are_refused() -> None:
     points = rings().assign(many=[str(number % 11) for number in range(240)])
     with pytest.raises(ValueError, match="11 classes"):
-        plots.spaces(points, colour=["many"])
+        scenes.spaces(points, colour=["many"])
 
 
 def test_a_space_that_collapsed_to_a_point_has_a_box() -> None:
     points = rings().assign(x=1.0, y=2.0, z=3.0)
-    cube = plots.rotatable(points, colour=["ring"])["spaces"][0]["cube"]
+    cube = scenes.rotatable(points, colour=["ring"])["spaces"][0]["cube"]
     assert cube == [[0.0, 2.0], [1.0, 3.0], [2.0, 4.0]]
 
 
 def rotatable_figure(folder: Path, **options: object) -> tuple[Results, str]:
     results = Results("n", folder)
     shown = results.figure(
-        "rings", plots.spaces, rings(), colour=["ring", "angle"], caption="c", alt="a", data=rings(), **options
+        "rings", scenes.spaces, rings(), colour=["ring", "angle"], caption="c", alt="a", data=rings(), **options
     )
     return results, shown._repr_html_()
 
 
 def test_a_rotatable_figure_holds_its_points_and_keeps_its_drawings(tmp_path: Path) -> None:
-    _, markup = rotatable_figure(tmp_path, rotatable=plots.rotatable)
+    _, markup = rotatable_figure(tmp_path, rotatable=scenes.rotatable)
     (text,) = re.findall(r'<div class="isorepro-rotatable"[^>]* hidden><script[^>]*>(.*?)</script></div>', markup)
     assert "<" not in text
     data = json.loads(text)
-    assert data == plots.rotatable(rings(), colour=["ring", "angle"])
+    assert data == scenes.rotatable(rings(), colour=["ring", "angle"])
     assert data["colourings"][0]["labels"] == ["</script>", "<!--"]
     for space, (name, points) in zip(data["spaces"], rings().groupby("space", sort=False), strict=True):
         assert space["title"] == name
@@ -385,7 +385,7 @@ def test_a_rotatable_figure_holds_its_points_and_keeps_its_drawings(tmp_path: Pa
 
 
 def test_a_rotatable_figure_is_the_same_bytes(tmp_path: Path) -> None:
-    one, other = (rotatable_figure(tmp_path / name, rotatable=plots.rotatable)[0].folder for name in ("a", "b"))
+    one, other = (rotatable_figure(tmp_path / name, rotatable=scenes.rotatable)[0].folder for name in ("a", "b"))
     assert {path.name: path.read_bytes() for path in one.iterdir()} == {
         path.name: path.read_bytes() for path in other.iterdir()
     }
@@ -399,8 +399,8 @@ def test_at_work_in_jupyter_the_first_rotatable_figure_brings_the_library(
     results = Results("n")
     first, second = (
         results.figure(
-            name, plots.spaces, rings(), colour=["ring"], caption="c", alt="a", data=rings(),
-            rotatable=plots.rotatable,
+            name, scenes.spaces, rings(), colour=["ring"], caption="c", alt="a", data=rings(),
+            rotatable=scenes.rotatable,
         )._repr_html_()
         for name in ("one", "two")
     )  # fmt: skip

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from isorepro import book, plots, style
+from isorepro import book, scenes, style
 from isorepro.results import Results
 
 pytestmark = pytest.mark.slow
@@ -41,13 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     shown = Results("n", folder).figure(
         "rings",
-        plots.spaces,
+        scenes.spaces,
         rings(),
         colour=["ring", "angle"],
         caption="Two rings.",
         alt="Two linked rings",
         data=rings(),
-        rotatable=plots.rotatable,
+        rotatable=scenes.rotatable,
     )
     (folder / "plotly.min.js").write_bytes((files("plotly") / "package_data" / "plotly.min.js").read_bytes())
     (folder / "rotatable.js").write_bytes((files("isorepro") / "rotatable.js").read_bytes())
@@ -274,8 +274,8 @@ def test_in_jupyter_figures_bring_what_they_need(
     results = Results("n")
     outputs = [
         results.figure(
-            name, plots.spaces, rings(), colour=["ring"], caption="c", alt="a", data=rings(),
-            rotatable=plots.rotatable,
+            name, scenes.spaces, rings(), colour=["ring"], caption="c", alt="a", data=rings(),
+            rotatable=scenes.rotatable,
         ).markup
         for name in ("first", "second")
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from isorepro import plots, style, tables
+from isorepro import plots, scenes, stack_plots, style, tables
 
 CE = tables.beta_name(0)
 WIDTHS = pytest.mark.parametrize("narrow", [False, True])
@@ -98,8 +98,8 @@ NAMES = [f"{network}, {tables.beta_name(beta)}" for network, beta in NETWORKS]
 
 def test_stacks_come_before_flat_networks_and_small_weights_before_large_ones() -> None:
     table = pd.DataFrame([*reversed(NETWORKS), *NETWORKS], columns=["network", "beta"])
-    assert plots.network_names(table) == NETWORKS
-    assert plots.network_names(table[table["network"] == "flat"]) == NETWORKS[3:]
+    assert stack_plots.network_names(table) == NETWORKS
+    assert stack_plots.network_names(table[table["network"] == "flat"]) == NETWORKS[3:]
 
 
 def check_networks(lines: dict[str, Line2D]) -> None:
@@ -132,7 +132,9 @@ def test_measures_of_levels_have_a_row_per_measure_and_a_column_per_kind_of_poin
     table = seeded_summary(rows, ["measure", "points", "beta", "level"])
     table = table.sort_values("points", key=lambda names: names.map(KINDS.index), kind="stable")
     with style.house_style():
-        figure = plots.level_measures(table, labels=SHARES, limits={"accuracy": 0.9, "stress": 0.2}, narrow=narrow)
+        figure = stack_plots.level_measures(
+            table, labels=SHARES, limits={"accuracy": 0.9, "stress": 0.2}, narrow=narrow
+        )
         check_layout(figure, narrow)
     assert titles(figure) == ["training points", "held-out points", "held-out,\naway from cuts", *[""] * 6]
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == list(SHARES.values())
@@ -166,7 +168,7 @@ def test_readouts_have_a_row_per_measure_and_a_column_per_level(narrow: bool) ->
     ]
     table = seeded_summary(rows, ["measure", "network", "beta", "layers", "level"])
     with style.house_style():
-        figure = plots.readouts(table, labels=labels, narrow=narrow)
+        figure = stack_plots.readouts(table, labels=labels, narrow=narrow)
         check_layout(figure, narrow)
     assert titles(figure) == ["level 1", "level 2", "level 3", "", "", ""]
     assert [axes.get_ylabel() for axes in figure.axes] == ["scaled stress", "", "", "probe accuracy", "", ""]
@@ -192,8 +194,8 @@ def test_a_weight_has_one_marker_with_and_without_flat_networks() -> None:
     ])  # fmt: skip
     labels = {"accuracy": "accuracy"}
     with style.house_style():
-        one = drawn(plots.level_measures(levels, labels=labels, limits={}).axes[0])
-        other = drawn(plots.readouts(read, labels=labels).axes[0])
+        one = drawn(stack_plots.level_measures(levels, labels=labels, limits={}).axes[0])
+        other = drawn(stack_plots.readouts(read, labels=labels).axes[0])
     for name, line in one.items():
         assert other[f"flat, {name}"].get_marker() == line.get_marker()
 
@@ -212,7 +214,7 @@ def matrices() -> pd.DataFrame:
 @WIDTHS
 def test_distance_matrices_have_a_row_per_network_a_column_per_level_and_lines_at_the_cuts(narrow: bool) -> None:
     with style.house_style():
-        figure = plots.distance_matrices(matrices(), narrow=narrow)
+        figure = stack_plots.distance_matrices(matrices(), narrow=narrow)
         check_layout(figure, narrow)
     *panels, bar = figure.axes
     assert titles(figure)[:6] == ["data", "level 1", "level 2", "", "", ""]
@@ -236,7 +238,7 @@ def test_titles_of_any_number_of_distance_matrices_fit(levels: int) -> None:
     table = pd.concat([one.assign(level=level) for level in range(levels)])
     for narrow in (False, True) if levels < 6 else (False,):
         with style.house_style():
-            check_layout(plots.distance_matrices(table, narrow=narrow), narrow)
+            check_layout(stack_plots.distance_matrices(table, narrow=narrow), narrow)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_titles_of_any_number_of_distance_matrices_fit(levels: int) -> None:
     ],
 )  # fmt: skip
 def test_numbers_of_any_size_have_a_short_name(value: float, text: str) -> None:
-    assert plots._power(value) == text
+    assert stack_plots._power(value) == text
 
 
 @WIDTHS
@@ -262,7 +264,7 @@ def test_phase_maps_show_each_accuracy_at_its_weight_and_factor(narrow: bool) ->
     table = seeded_summary(rows, ["form", "protocol", "attack", "beta", "K"])
     with style.house_style():
         table = table.sort_values("form", ascending=False, kind="stable")
-        figure = plots.phase_maps(table, titles=keys, narrow=narrow)
+        figure = stack_plots.phase_maps(table, titles=keys, narrow=narrow)
         check_layout(figure, narrow)
     *panels, bar = figure.axes
     cells = list(itertools.product(("raw", "normalised"), keys))
@@ -311,7 +313,7 @@ def test_curves_of_levels_have_flat_networks_at_the_finest_level_only(narrow: bo
     radii, chances = [0.01, 0.05, 0.2, 1.0], [0.5, 0.3, 0.1]
     table = attacked(rows, ["network", "beta", "level"], radii)
     with style.house_style():
-        figure = plots.level_curves(table, attacks=ATTACKS, chances=chances, narrow=narrow)
+        figure = stack_plots.level_curves(table, attacks=ATTACKS, chances=chances, narrow=narrow)
         check_layout(figure, narrow)
     cells = list(itertools.product((1, 2, 3), ATTACKS) if narrow else itertools.product(ATTACKS, (1, 2, 3)))
     cells = [(key, level) for level, key in cells] if narrow else cells
@@ -356,7 +358,7 @@ def test_tree_distances_start_without_attack_at_the_left_edge(narrow: bool, unif
     # What another measure holds must not be drawn.
     table.loc[table["measure"] == "error", ["mean", "low", "high"]] += 100
     with style.house_style():
-        figure = plots.tree_distances(
+        figure = stack_plots.tree_distances(
             table, measure="error_distance", attacks=ATTACKS, titles=TREES, label="edges", uniform=uniform,
             narrow=narrow,
         )  # fmt: skip
@@ -407,7 +409,7 @@ def test_ticks_of_tree_distances_lie_between_the_radii(radii: list[float], ticks
     table = attacked([("error", "given", "stack", 0.0)], ["measure", "tree", "network", "beta"], radii)
     for narrow in (False, True):
         with style.house_style():
-            figure = plots.tree_distances(
+            figure = stack_plots.tree_distances(
                 table, measure="error", attacks=ATTACKS, titles=TREES, label="edges", uniform=False, narrow=narrow
             )
             check_layout(figure, narrow)
@@ -425,7 +427,7 @@ HIERARCHIES = {
 @WIDTHS
 def test_trees_have_every_group_above_its_classes_and_no_edges_that_cross(narrow: bool) -> None:
     with style.house_style():
-        figure = plots.label_trees(HIERARCHIES, narrow=narrow)
+        figure = stack_plots.label_trees(HIERARCHIES, narrow=narrow)
         check_layout(figure, narrow)
     assert titles(figure) == list(HIERARCHIES)
     for axes, levels in zip(figure.axes, HIERARCHIES.values(), strict=True):
@@ -467,7 +469,7 @@ def test_more_than_four_spaces_are_in_rows_of_three_in_the_first_colouring(narro
     points["piece"] = np.repeat(list("12345"), 8)
     points["turn"] = rng.uniform(0, 6, 40)
     with style.house_style():
-        figure = plots.spaces(points, colour=["piece", "turn"], narrow=narrow)
+        figure = scenes.spaces(points, colour=["piece", "turn"], narrow=narrow)
         check_layout(figure, narrow)
     # All are boxes: the key of the angle would be an axis of its own.
     assert [axes.name for axes in figure.axes] == ["3d"] * 5
@@ -496,7 +498,7 @@ def test_four_spaces_keep_every_colouring(narrow: bool) -> None:
         {"space": list("abcd"), "x": 0.0, "y": 0.0, "z": 0.0, "piece": "1", "other": list("wxyz")}
     )
     with style.house_style():
-        figure = plots.spaces(points, colour=["piece", "other"], narrow=narrow)
+        figure = scenes.spaces(points, colour=["piece", "other"], narrow=narrow)
     assert len(figure.axes) == 8
 
 
