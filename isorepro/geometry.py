@@ -7,7 +7,8 @@ collapsed to one point keeps no order, so its correlations and its similarity to
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -437,7 +438,7 @@ def umap_coordinates(points: Tensor, *, neighbours: int = 15, seed: int = 0) -> 
         raise InputError(f"neighbours: must be from 2 to {len(flat) - 1}, not {neighbours}")
     x = flat.numpy().astype(np.float32)
     distances, indices = NearestNeighbors(n_neighbors=neighbours).fit(x).kneighbors(x)
-    with warnings.catch_warnings():
+    with _threads_kept(), warnings.catch_warnings():
         # That new points could not be added to the map without a search index, and that there are no widgets for
         # a progress bar: neither is wanted.
         warnings.filterwarnings("ignore", message="precomputed_knn")
@@ -450,6 +451,16 @@ def umap_coordinates(points: Tensor, *, neighbours: int = 15, seed: int = 0) -> 
             n_neighbors=neighbours, random_state=seed, n_jobs=1, precomputed_knn=(indices, distances, None)
         )
         return torch.from_numpy(mapper.fit_transform(x)).double()
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Give torch its number of threads back: numba, whose threads are the same library's, sets it for all."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def jacobian_singular_values(

@@ -1,5 +1,7 @@
 import itertools
 import math
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -523,6 +525,16 @@ def test_umap_is_deterministic_and_keeps_clusters_apart() -> None:
     assert torch.equal(nearest < 30, torch.arange(60) < 30)
     with pytest.raises(InputError, match="neighbours: must be from 2 to 59, not 60"):
         geometry.umap_coordinates(points, neighbours=60)
+
+
+def test_torch_has_as_many_threads_after_umap_as_before() -> None:
+    # In a process of its own: the threads are started once.
+    program = (
+        "import torch; from isorepro import geometry; torch.set_num_threads(1); torch.get_num_threads();"
+        "geometry.umap_coordinates(torch.rand(60, 5), neighbours=8);"
+        "raise SystemExit(torch.get_num_threads() != 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 # Jacobians
