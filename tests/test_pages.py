@@ -3,7 +3,9 @@
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -14,6 +16,8 @@ from test_book import FIGURES
 from isorepro import style
 
 pytestmark = pytest.mark.slow
+
+Watch = Callable[[Page, str], list[str]]
 
 SHIFTS = """() => new Promise(done => {
     let sum = 0;
@@ -26,13 +30,41 @@ LEVELS = """() => [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')]
     .filter(heading => heading.checkVisibility()).map(heading => +heading.tagName[1])"""
 
 
-def visit(page: Page, address: str, own: str, watched: Callable[[Page, str], list[str]]) -> list[str]:
-    """Open a page and return what is wrong with it."""
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+AXE = {
+    "desktop": {"runOnly": {"type": "tag", "values": WCAG}},
+    "phone": {"runOnly": {"type": "tag", "values": WCAG}, "rules": {"color-contrast": {"enabled": False}}},
+    "dark": {"runOnly": {"type": "rule", "values": ["color-contrast"]}},
+}
+"""What axe looks for: on a desktop everything; colours, which take most of its time, again where they differ."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found on a page that was opened once.
+
+    Attributes:
+        faults: what is wrong with it.
+        violations: what axe found, by rule: the first elements.
+        figures: whether each figure rotates, has a slider, and shows its wide and its narrow drawing; how many
+            letters its caption and its alternative text have.
+        inks: colours of the letters in drawings.
+    """
+
+    faults: list[str]
+    violations: dict[str, list[str]]
+    figures: list[dict[str, Any]]
+    inks: list[str]
+
+
+def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watched: Watch) -> Look:
     faults = watched(page, own)
     page.goto(address)
     page.wait_for_load_state("networkidle")
     if page.locator(".isorepro-rotatable").count():
         page.wait_for_selector(".isorepro-turns")
+        for plot in page.locator(".isorepro-rotatable").all():
+            plot.locator(".isorepro-plot canvas").first.wait_for()
     shifted = page.evaluate(SHIFTS)
     if shifted >= 0.02:
         faults.append(f"shifts by {shifted:.3f}")
@@ -46,68 +78,87 @@ def visit(page: Page, address: str, own: str, watched: Callable[[Page, str], lis
     width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     if width[0] > width[1]:
         faults.append(f"scrolls sideways: {width}")
-    return faults
+    figures = page.evaluate(
+        """() => [...document.querySelectorAll('figure.isorepro-figure')].map(figure => {
+            const shows = selector =>
+                !!figure.querySelector(selector)?.checkVisibility({visibilityProperty: true});
+            return {
+                rotates: !!figure.querySelector('.isorepro-rotatable'),
+                slider: shows('input[type=range]'),
+                wide: shows('.isorepro-wide'),
+                narrow: shows('.isorepro-narrow'),
+                caption: figure.querySelector('figcaption').innerText.length,
+                alternative: figure.querySelector('[role=img]').getAttribute('aria-label').length,
+            };
+        })"""
+    )
+    inks = page.evaluate(
+        """() => [...document.querySelectorAll('.isorepro-figure svg text')].map(t => getComputedStyle(t).fill)"""
+    )
+    # What axe does afterwards, such as asking for style sheets, is not the page's doing.
+    faults = list(faults)
+    # Also what is folded, of tables the first, and colours as they are once nothing fades in.
+    page.add_style_tag(content="* { animation: none !important; transition: none !important; }")
+    page.evaluate(
+        """() => [...document.querySelectorAll('details:not(.isorepro-data)'),
+                  ...[...document.querySelectorAll('details.isorepro-data')].slice(0, 1)]
+               .forEach(details => { details.open = true; })"""
+    )
+    found = Axe().run(page, options={**axe, "resultTypes": ["violations"]}).response
+    assert found["passes"]
+    violations = {
+        violation["id"]: [node["html"] for node in violation["nodes"][:3]] for violation in found["violations"]
+    }
+    return Look(faults, violations, figures, inks)
 
 
-@pytest.mark.parametrize(("scheme", "view"), [("http", "desktop"), ("http", "dark"), ("file", "phone")])
-def test_every_page_opens_clean(
-    run: Path, browser: Browser, site: str, watched: Callable[[Page, str], list[str]], view: str, scheme: str
-) -> None:
+@pytest.fixture(scope="module", params=[("http", "desktop"), ("http", "dark"), ("file", "phone")])
+def seen(
+    request: pytest.FixtureRequest, run: Path, browser: Browser, site: str, watched: Watch
+) -> tuple[str, dict[str, Look]]:
+    """A view, and what was seen in it on every page, over http or from disk."""
+    scheme, view = request.param
     root = site if scheme == "http" else (run / "book").as_uri()
-    assert len(pages(run)) >= 8
-    faults = {}
-    context = browser.new_context(**VIEWS[view])
-    for name in pages(run):
-        page = context.new_page()
-        found = visit(page, f"{root}/{name}", root, watched)
-        if found:
-            faults[name] = found
-        page.close()
-    context.close()
-    assert not faults
+    looks = {}
+    with browser.new_context(**VIEWS[view]) as context:
+        for name in pages(run):
+            with context.new_page() as page:
+                looks[name] = open_and_look(page, f"{root}/{name}", root, AXE[view], watched)
+    return view, looks
 
 
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-RULES = {
-    "desktop": {"runOnly": {"type": "tag", "values": WCAG}, "rules": {"color-contrast": {"enabled": False}}},
-    "light": {"runOnly": {"type": "rule", "values": ["color-contrast"]}},
-    "phone": {
-        "runOnly": {"type": "rule", "values": ["target-size", "scrollable-region-focusable", "meta-viewport"]}
-    },
-    "dark": {"runOnly": {"type": "rule", "values": ["color-contrast"]}},
-}
-"""What axe looks for: on a desktop all but colours, which take most of its time; else what may differ."""
-
-OF_EACH_KIND = [
-    *("index.html", "claims.html", "method.html", "notation.html", "speed.html"),
-    *(f"notebooks/{name}.html" for name in ("rings", "mnist_explorer", "mnist_structure", "beyond_corruptions")),
-]
-"""Pages that have every kind of element between them; for colours and phones they stand for all."""
+def test_every_page_opens_clean(seen: tuple[str, dict[str, Look]]) -> None:
+    _, looks = seen
+    assert len(looks) >= 8
+    assert {name: look.faults for name, look in looks.items() if look.faults} == {}
 
 
-@pytest.mark.parametrize("view", RULES)
-def test_every_page_is_accessible(run: Path, browser: Browser, view: str) -> None:
-    axe = Axe()
-    faults = {}
-    context = browser.new_context(**VIEWS.get(view, VIEWS["desktop"]))
-    for name in pages(run) if view == "desktop" else OF_EACH_KIND:
-        page = context.new_page()
-        page.goto((run / "book" / name).as_uri())
-        page.wait_for_load_state("networkidle")
-        # Also what is folded, of tables the first, and colours as they are once nothing fades in.
-        page.add_style_tag(content="* { animation: none !important; transition: none !important; }")
-        page.evaluate(
-            """() => [...document.querySelectorAll('details:not(.isorepro-data)'),
-                      ...[...document.querySelectorAll('details.isorepro-data')].slice(0, 1)]
-                   .forEach(details => { details.open = true; })"""
-        )
-        found = axe.run(page, options={**RULES[view], "resultTypes": ["violations"]}).response
-        assert found["passes"]
-        for violation in found["violations"]:
-            faults[name, violation["id"]] = [node["html"] for node in violation["nodes"][:3]]
-        page.close()
-    context.close()
-    assert not faults
+def test_every_page_is_accessible(seen: tuple[str, dict[str, Look]]) -> None:
+    _, looks = seen
+    assert {name: look.violations for name, look in looks.items() if look.violations} == {}
+
+
+def test_figures_show_one_drawing_in_the_colours_of_the_page(seen: tuple[str, dict[str, Look]]) -> None:
+    view, looks = seen
+    for notebook, count in FIGURES.items():
+        found = looks[f"notebooks/{notebook}.html"]
+        assert len(found.figures) == count
+        for number, figure in enumerate(found.figures):
+            rotates = (notebook, number) in {("rings", 0), ("rings", 2), ("torus", 0), ("torus", 2)}
+            plays = (notebook, number) in {("rings", 2), ("torus", 2)}
+            slides = notebook == "mnist_explorer"
+            drawn = not rotates and not slides
+            assert figure["rotates"] == rotates
+            assert figure["slider"] == (slides or plays)
+            shown = (figure["wide"], figure["narrow"])
+            assert shown == ((drawn and view != "phone"), (drawn and view == "phone")), (notebook, number)
+            assert figure["caption"] > 100
+            assert figure["alternative"] > 50
+        brightness = [sum(map(int, re.findall(r"\d+", ink)[:3])) for ink in found.inks]
+        # Muted letters are darker than ink on a dark page and lighter on a light one; letters on pictures keep
+        # theirs.
+        most = sorted(brightness)[len(brightness) // 2]
+        assert most > 450 if view == "dark" else most < 300
 
 
 @pytest.mark.parametrize("view", ["desktop", "phone"])
@@ -211,39 +262,4 @@ def test_pages_and_figures_have_the_colours_and_letters_of_the_style_and_paper_i
     check(dark=False)
     for selector in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".bd-header-article", ".copybtn"):
         assert not any(found.is_visible() for found in page.locator(selector).all()), selector
-    context.close()
-
-
-@pytest.mark.parametrize("view", ["phone", "dark"])
-@pytest.mark.parametrize("notebook", FIGURES)
-def test_figures_show_one_drawing_in_the_colours_of_the_page(
-    browser: Browser, site: str, notebook: str, view: str
-) -> None:
-    context = browser.new_context(**VIEWS[view])
-    page = context.new_page()
-    page.goto(f"{site}/notebooks/{notebook}.html")
-    page.wait_for_load_state("networkidle")
-    figures = page.locator("figure.isorepro-figure")
-    assert figures.count() == FIGURES[notebook]
-    for number in range(figures.count()):
-        figure = figures.nth(number)
-        shown, hidden = ("narrow", "wide") if view == "phone" else ("wide", "narrow")
-        rotates = figure.locator(".isorepro-rotatable").count() > 0
-        assert rotates == ((notebook, number) in {("rings", 0), ("rings", 2), ("torus", 0), ("torus", 2)})
-        if rotates:
-            figure.locator(".isorepro-plot canvas").first.wait_for()
-        slides = notebook == "mnist_explorer"
-        plays = (notebook, number) in {("rings", 2), ("torus", 2)}
-        assert figure.locator("input[type=range]").first.is_visible() == (slides or plays)
-        assert figure.locator(f".isorepro-{shown}").is_visible() == (not rotates and not slides)
-        assert not figure.locator(f".isorepro-{hidden}").is_visible()
-        assert len(figure.locator("figcaption").inner_text()) > 100
-        assert len(figure.locator("[role=img]").first.get_attribute("aria-label") or "") > 50
-    inks = page.evaluate(
-        """() => [...document.querySelectorAll('.isorepro-figure svg text')].map(t => getComputedStyle(t).fill)"""
-    )
-    brightness = [sum(map(int, re.findall(r"\d+", ink)[:3])) for ink in inks]
-    # Muted letters are darker than ink on a dark page and lighter on a light one; letters on pictures keep theirs.
-    most = sorted(brightness)[len(brightness) // 2]
-    assert most > 450 if view == "dark" else most < 300
     context.close()
