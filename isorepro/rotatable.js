@@ -1,4 +1,4 @@
-// Lets the reader rotate the figures of isorepro.plots.rotatable, and play those of rotatable_frames. The drawing in
+// Lets the reader rotate the figures of isorepro.scenes.rotatable, and play those of rotatable_frames. The drawing in
 // a figure stays where this fails.
 (() => {
   const element = (tag, className, textContent = "") =>

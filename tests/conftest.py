@@ -221,6 +221,3 @@ def pages(run: Path) -> list[str]:
     return sorted(
         name for name in found if not name.startswith(left_out) or name == "_modules/isorepro/losses.html"
     )
-
-
-# What moved so far without anyone touching the page: the sum of the scores of its shifts.

@@ -25,6 +25,7 @@ SHIFTS = """() => new Promise(done => {
     new PerformanceObserver(add).observe({type: 'layout-shift', buffered: true});
     setTimeout(() => done(sum), 100);
 })"""
+"""What moved so far without anyone touching the page: the sum of the scores of its shifts."""
 
 LEVELS = """() => [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')]
     .filter(heading => heading.checkVisibility()).map(heading => +heading.tagName[1])"""
@@ -112,7 +113,7 @@ def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watch
     return Look(faults, violations, figures, inks)
 
 
-@pytest.fixture(scope="module", params=[("http", "desktop"), ("http", "dark"), ("file", "phone")])
+@pytest.fixture(scope="module", params=[("http", "desktop"), ("http", "dark"), ("file", "phone")], ids="-".join)
 def seen(
     request: pytest.FixtureRequest, run: Path, browser: Browser, site: str, watched: Watch
 ) -> tuple[str, dict[str, Look]]:
