@@ -92,11 +92,14 @@
     const range = Object.assign(element("input", ""), { type: "range", min: 0, max: last, step: 1, value: 0 });
     range.setAttribute("aria-label", "Epoch of the training");
     let playing; // what tells the run that goes on from one that was stopped
-    const set = (frame) => {
+    const tell = (frame) => {
       const text = `epoch ${number(epochs[frame])} of ${number(epochs[last])}`;
       range.value = frame;
       range.setAttribute("aria-valuetext", text);
       told.textContent = text;
+    };
+    const set = (frame) => {
+      tell(frame);
       return go(frame);
     };
     const stop = () => {
@@ -121,7 +124,8 @@
       set(Number(range.value));
     };
     row.append(button, range, told);
-    return { row, set, stop, frame: () => Number(range.value) };
+    tell(0);
+    return { row, stop, frame: () => Number(range.value) };
   }
 
   const config = {
@@ -180,18 +184,20 @@
       }
       plot.setAttribute("aria-label", label);
     });
-    const choose = (number) => {
-      const colouring = data.colourings[number];
+    const coloured = (space) => [marker, hover].map((told) => told(space, data.colourings[chosen], chosen));
+    const pick = (number) => {
       chosen = number;
       const buttons = [...choice.querySelectorAll("button")];
       buttons.forEach((button, place) => button.setAttribute("aria-pressed", place === number));
-      legend.replaceChildren(key(colouring));
+      legend.replaceChildren(key(data.colourings[number]));
+      describe();
+    };
+    const choose = (number) => {
+      pick(number);
       plots.forEach((plot, place) => {
-        const space = data.spaces[place];
-        const [color, text] = [marker(space, colouring, number), hover(space, colouring, number)];
+        const [color, text] = coloured(data.spaces[place]);
         Plotly.restyle(plot, { "marker.color": [color], text: [text] });
       });
-      describe();
     };
     if (data.colourings.length === 1) choice.append(`Colour: ${data.colourings[0].name}`);
     else {
@@ -204,24 +210,25 @@
     container.hidden = false; // Plotly measures
     try {
       const template = theme(container, data.theme);
+      // Everything that takes room comes before the first plot, which keeps the size that its place has now.
       for (const [place, space] of data.spaces.entries()) {
         const box = element("div", "isorepro-space", space.title);
         const plot = element("div", "isorepro-plot");
         plot.setAttribute("role", "img");
         box.append(plot, ...(time ? [states[place]] : []));
         grid.append(box);
-        const { x, y, z } = time ? frames[place][0] : space;
-        const dots = { size: 3, line: { width: 0 }, opacity: 1 }; // their colours: see choose
-        const trace = { type: "scatter3d", mode: "markers", x, y, z, marker: dots, hoverinfo: "text" };
         sharedGestures(plot);
         plots.push(plot);
-        await Plotly.newPlot(plot, [trace], layout(space, data, template), config);
-        plot.on("plotly_webglcontextlost", () => fail());
       }
-      choose(0);
-      if (time) {
-        grid.before(time.row);
-        await time.set(0);
+      if (time) grid.before(time.row);
+      pick(0);
+      for (const [place, space] of data.spaces.entries()) {
+        const { x, y, z } = time ? frames[place][0] : space;
+        const [color, text] = coloured(space);
+        const dots = { size: 3, line: { width: 0 }, opacity: 1, color };
+        const trace = { type: "scatter3d", mode: "markers", x, y, z, marker: dots, text, hoverinfo: "text" };
+        await Plotly.newPlot(plots[place], [trace], layout(space, data, template), config);
+        plots[place].on("plotly_webglcontextlost", () => fail());
       }
       figure.classList.add("isorepro-turns");
     } catch (error) {

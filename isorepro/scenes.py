@@ -30,7 +30,8 @@ def spaces(points: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False)
     Args:
         points: one row per point: ``space`` (the title of its box; spaces in order of appearance), ``x``, ``y``,
             ``z``, and the columns that ``colour`` names.
-        colour: columns to colour by: one of floats is an angle in radians, any other a class.
+        colour: columns to colour by: one of floats is an angle in radians, any other a class; classes get their
+            colours in sorted order.
         narrow: spaces below each other and colourings beside each other, instead of the other way round.
 
     Raises:
@@ -242,7 +243,8 @@ def _colouring(points: pd.DataFrame, column: str) -> _Colouring:
         turns = (values.to_numpy() / (2 * np.pi)) % 1
         # A tiny negative angle is a whole turn after rounding: that is angle 0 again.
         return _Colouring(column, "angle", CYCLE, [], (turns * len(CYCLE)).astype(int) % len(CYCLE))
-    indices, labels = pd.factorize(values)
+    # Sorted: figures whose points come in another order give a class the same colour.
+    indices, labels = pd.factorize(values, sort=True)
     if len(labels) > len(CATEGORIES):
         raise ValueError(f"points: '{column}' has {len(labels)} classes, there are {len(CATEGORIES)} colours")
     return _Colouring(column, "class", CATEGORIES[: len(labels)], [str(label) for label in labels], indices)

@@ -312,7 +312,7 @@ def test_spaces_have_boxes_of_equal_sides_and_a_key_for_each_colouring(narrow: b
         used = {mpl.colors.to_hex(hue) for hue in cloud.get_facecolor()}
         assert used == set(palette)
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["</script>", "<!--"]
+    assert [text.get_text() for text in legend.get_texts()] == ["<!--", "</script>"]
     (cycle,) = (axes for axes in figure.axes if axes.name != "3d")
     assert [label.get_text() for label in cycle.get_xticklabels()] == ["0", "π", "2π"]
     assert figure.get_size_inches()[0] == (style.NARROW if narrow else style.WIDE)
@@ -359,6 +359,15 @@ def test_a_space_that_collapsed_to_a_point_has_a_box() -> None:
     assert cube == [[0.0, 2.0], [1.0, 3.0], [2.0, 4.0]]
 
 
+def test_a_class_has_the_same_colour_in_whatever_order_its_points_come() -> None:
+    def colours(points: pd.DataFrame) -> dict[str, str]:
+        data = scenes.rotatable(points, colour=["ring"])
+        (one,) = data["colourings"]
+        return dict(zip(one["labels"], one["palette"], strict=True))
+
+    assert colours(rings()) == colours(rings()[::-1])
+
+
 def rotatable_figure(folder: Path, **options: object) -> tuple[Results, str]:
     results = Results("n", folder)
     shown = results.figure(
@@ -373,7 +382,7 @@ def test_a_rotatable_figure_holds_its_points_and_keeps_its_drawings(tmp_path: Pa
     assert "<" not in text
     data = json.loads(text)
     assert data == scenes.rotatable(rings(), colour=["ring", "angle"])
-    assert data["colourings"][0]["labels"] == ["</script>", "<!--"]
+    assert data["colourings"][0]["labels"] == ["<!--", "</script>"]
     for space, (name, points) in zip(data["spaces"], rings().groupby("space", sort=False), strict=True):
         assert space["title"] == name
         np.testing.assert_allclose(np.array([space[axis] for axis in "xyz"]).T, points[["x", "y", "z"]], rtol=1e-3)

@@ -79,6 +79,12 @@ def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watch
     width = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     if width[0] > width[1]:
         faults.append(f"scrolls sideways: {width}")
+    faults += page.evaluate(
+        """() => [...document.querySelectorAll('.isorepro-plot')].map(plot => {
+            const [place, canvas] = [plot, plot.querySelector('canvas')].map(one => one.getBoundingClientRect());
+            return [canvas.width - place.width, canvas.height - place.height];
+        }).filter(over => over.some(by => Math.abs(by) > 2)).map(over => `plot larger than its place: ${over}`)"""
+    )
     figures = page.evaluate(
         """() => [...document.querySelectorAll('figure.isorepro-figure')].map(figure => {
             const shows = selector =>
