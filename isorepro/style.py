@@ -1,5 +1,6 @@
 """The house style, light and dark: colours and letters of figures and pages; how a figure becomes part of one."""
 
+import base64
 import io
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 INK, MUTED, GRID, PAPER = "#1d2733", "#56616d", "#d9dee4", "#ffffff"
 HELD, FOOLED = "#0063a6", "#c0430a"
@@ -135,6 +137,7 @@ def inline_svg(figure: Figure, identity: str) -> str:
         svg = _rendered(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(?<=base64,)\s*([^\"]+)", lambda found: _with_a_palette(found[1]), svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\bid="', f'id="{identity}-', svg)
@@ -144,6 +147,20 @@ def inline_svg(figure: Figure, identity: str) -> str:
     for colour in DARK:
         svg = svg.replace(colour, variable(colour))
     return svg
+
+
+def _with_a_palette(picture: str) -> str:
+    """Return a PNG, in base64, with numbers of colours instead of colours where that is the same and shorter."""
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as opened:
+        pixels = np.asarray(opened.convert("RGBA"))
+    colours, numbers = np.unique(pixels.reshape(-1, 4), axis=0, return_inverse=True)
+    if len(colours) > 256:
+        return picture
+    numbered = Image.fromarray(numbers.reshape(pixels.shape[:2]).astype(np.uint8), "P")
+    numbered.putpalette(colours.tobytes(), "RGBA")
+    buffer = io.BytesIO()
+    numbered.save(buffer, "PNG", optimize=True)
+    return min(picture, base64.b64encode(buffer.getvalue()).decode(), key=len)
 
 
 def variable(colour: str) -> str:

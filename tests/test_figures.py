@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import re
 import struct
@@ -12,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from isorepro import paths, plots, scenes, style, tables
@@ -330,6 +332,25 @@ def test_spaces_follow_the_theme_and_are_the_same_bytes_twice() -> None:
     for picture, points in pictures:
         (pixels,) = struct.unpack(">I", base64.b64decode(picture)[16:20])
         assert pixels / float(points) == pytest.approx(200 / 72, rel=0.01)
+
+
+@pytest.mark.parametrize(("colours", "alpha"), [(1, 255), (256, 255), (200, 90), (257, 255)])
+def test_a_picture_of_few_colours_takes_less_room_and_has_the_same_pixels(colours: int, alpha: int) -> None:
+    numbers = np.random.default_rng(0).permutation(64 * 64).reshape(64, 64) % colours
+    pixels = np.stack([numbers % 256, numbers // 256, 255 - numbers % 256, np.full_like(numbers, alpha)], axis=2)
+    with style.house_style():
+        figure = Figure(figsize=(2, 2))
+        axes = figure.subplots()
+        axes.imshow(pixels.astype(np.uint8), interpolation="none")
+        svg = style.inline_svg(figure, "s")
+        plain = io.BytesIO()
+        figure.savefig(plain, format="svg")
+    (kept,) = re.findall(r'base64,\s*([^"]+)"', svg)
+    (before,) = re.findall(r'base64,\s*([^"]+)"', plain.getvalue().decode())
+    assert (len(kept) < len(before) / 1.5) == (colours <= 256)
+    opened = [Image.open(io.BytesIO(base64.b64decode(png))) for png in (kept, before)]
+    now, then = (np.asarray(picture.convert("RGBA")) for picture in opened)
+    np.testing.assert_array_equal(now, then)
 
 
 def test_an_angle_is_cut_into_the_colours_of_the_cycle() -> None:
