@@ -11,17 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import VIEWS, isorepro, pages
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser
 
 from isorepro import book, claims, profiles
 from isorepro.errors import InputError, NotebookError
 
 pytestmark = pytest.mark.slow
-
-
-def links(page: Page) -> list[str]:
-    found: list[str] = page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href)")
-    return found
 
 
 FIGURES = {
@@ -40,29 +35,6 @@ FIGURES = {
 }
 
 
-def test_no_link_is_broken(run: Path, browser: Browser) -> None:
-    root = run / "book"
-    broken = []
-    page = browser.new_page()
-    ids: dict[Path, set[str]] = {}
-    for name in pages(run):
-        page.goto((root / name).as_uri())
-        for link in links(page):
-            if not link.startswith("file:"):
-                continue
-            path, _, fragment = link.removeprefix("file://").partition("#")
-            target = Path(path.partition("?")[0])
-            if not target.is_file():
-                broken.append(f"{name}: {link}")
-            elif fragment and target.suffix == ".html":
-                if target not in ids:
-                    ids[target] = set(re.findall(r'\bid="([^"]+)"', target.read_text()))
-                if fragment not in ids[target]:
-                    broken.append(f"{name}: {link}")
-    page.close()
-    assert not broken
-
-
 def test_formulas_are_typeset_and_search_finds_the_method(browser: Browser, site: str) -> None:
     page = browser.new_page()
     page.goto(f"{site}/method.html")
@@ -71,7 +43,7 @@ def test_formulas_are_typeset_and_search_finds_the_method(browser: Browser, site
     assert page.locator("mjx-merror").count() == 0
     page.goto(f"{site}/search.html?q=isometry")
     page.wait_for_selector("#search-results li a")
-    assert any("method.html" in link for link in links(page))
+    assert page.locator("#search-results a[href*='method.html']").count()
     page.close()
 
 
@@ -119,38 +91,6 @@ def test_pages_of_notebooks_have_buttons_only_where_the_repository_is_named(
         InputError, match=r"ISOREPRO_REPOSITORY: must be of the form https://github\.com/<owner>/<name>"
     ):
         book.assemble(planned, tmp_path / "wrong")
-
-
-def test_every_figure_tells_how_it_was_made(run: Path, browser: Browser) -> None:
-    root = run / "book"
-    page = browser.new_page()
-    made = {}
-    for name in pages(run):
-        page.goto((root / name).as_uri())
-        figures = page.locator("figure.isorepro-figure")
-        made[name] = figures.count()
-        for number in range(figures.count()):
-            told = figures.nth(number).locator("details.isorepro-made")
-            assert told.count() == 1, name
-            told.locator("summary").click()
-            assert told.locator("dl").is_visible()
-            links = told.locator("a").evaluate_all("links => links.map(link => link.href)")
-            # That each of them leads somewhere is another test's business.
-            drawn = re.compile(r"/_modules/isorepro/(plots|scenes|stack_plots|method_plots|explorables)\.html#")
-            assert any(drawn.search(link) for link in links), name
-            text = told.inner_text()
-            if name != "speed.html":
-                identity = figures.nth(number).get_attribute("id")
-                assert any(re.search(rf"/notebooks/\w+\.html#{identity}$", link) for link in links), name
-                assert any(re.search(r"/_sources/notebooks/\w+\.ipynb$", link) for link in links), name
-                # What has a single seed of its own in this profile.
-                single = {"torus-phase", "beyond-search-tried", "beyond-corruptions-corruptions"}
-                seeds = "0" if identity in single else r"0, 1( \(seeds\); 0 \(\w+_seed\))?"
-                took = r"(\d+ s|less than 1 s|\d+:\d\d min)"
-                assert re.search(rf"Seeds\n+{seeds}\n+Time\n+{took} in these cells", text), text
-    page.close()
-    assert made["index.html"] == made["speed.html"] == 2
-    assert {f"notebooks/{name}.html": count for name, count in FIGURES.items()}.items() <= made.items()
 
 
 def test_the_first_mention_of_a_term_leads_to_its_row(run: Path) -> None:

@@ -50,12 +50,16 @@ class Look:
         figures: whether each figure rotates, has a slider, and shows its wide and its narrow drawing; how many
             letters its caption and its alternative text have.
         inks: colours of the letters in drawings.
+        links: where the page's links lead.
+        made: what each figure says of how it was made: the figure's id, the text once unfolded, its links.
     """
 
     faults: list[str]
     violations: dict[str, list[str]]
     figures: list[dict[str, Any]]
     inks: list[str]
+    links: list[str]
+    made: list[dict[str, Any]]
 
 
 def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watched: Watch) -> Look:
@@ -102,6 +106,7 @@ def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watch
     inks = page.evaluate(
         """() => [...document.querySelectorAll('.isorepro-figure svg text')].map(t => getComputedStyle(t).fill)"""
     )
+    links = page.evaluate("[...document.querySelectorAll('a[href]')].map(link => link.href)")
     # What axe does afterwards, such as asking for style sheets, is not the page's doing.
     faults = list(faults)
     # Also what is folded, of tables the first, and colours as they are once nothing fades in.
@@ -111,12 +116,19 @@ def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watch
                   ...[...document.querySelectorAll('details.isorepro-data')].slice(0, 1)]
                .forEach(details => { details.open = true; })"""
     )
+    made = page.evaluate(
+        """() => [...document.querySelectorAll('figure.isorepro-figure')].map(figure => ({
+            id: figure.id,
+            text: [...figure.querySelectorAll('details.isorepro-made')].map(told => told.innerText).join(),
+            links: [...figure.querySelectorAll('details.isorepro-made a')].map(link => link.href),
+        }))"""
+    )
     found = Axe().run(page, options={**axe, "resultTypes": ["violations"]}).response
     assert found["passes"]
     violations = {
         violation["id"]: [node["html"] for node in violation["nodes"][:3]] for violation in found["violations"]
     }
-    return Look(faults, violations, figures, inks)
+    return Look(faults, violations, figures, inks, links, made)
 
 
 @pytest.fixture(scope="module", params=[("http", "desktop"), ("http", "dark"), ("file", "phone")], ids="-".join)
@@ -143,6 +155,47 @@ def test_every_page_opens_clean(seen: tuple[str, dict[str, Look]]) -> None:
 def test_every_page_is_accessible(seen: tuple[str, dict[str, Look]]) -> None:
     _, looks = seen
     assert {name: look.violations for name, look in looks.items() if look.violations} == {}
+
+
+def test_no_link_is_broken(seen: tuple[str, dict[str, Look]], run: Path, site: str) -> None:
+    _, looks = seen
+    broken = []
+    ids: dict[Path, set[str]] = {}
+    for name, look in looks.items():
+        for link in look.links:
+            path, _, fragment = link.replace(site, (run / "book").as_uri()).partition("#")
+            if not path.startswith("file:"):
+                continue
+            target = Path(path.removeprefix("file://").partition("?")[0])
+            if not target.is_file():
+                broken.append(f"{name}: {link}")
+            elif fragment and target.suffix == ".html":
+                if target not in ids:
+                    ids[target] = set(re.findall(r'\bid="([^"]+)"', target.read_text()))
+                if fragment not in ids[target]:
+                    broken.append(f"{name}: {link}")
+    assert len(ids) > 20
+    assert not broken
+
+
+def test_every_figure_tells_how_it_was_made(seen: tuple[str, dict[str, Look]]) -> None:
+    _, looks = seen
+    drawn = re.compile(r"/_modules/isorepro/(plots|scenes|stack_plots|method_plots|explorables)\.html#")
+    # What has a single seed of its own in this profile.
+    single = {"torus-phase", "beyond-search-tried", "beyond-corruptions-corruptions"}
+    for name, look in looks.items():
+        for made in look.made:
+            links = made["links"]
+            # That each of them leads somewhere is another test's business.
+            assert any(drawn.search(link) for link in links), name
+            if name != "speed.html":
+                assert any(re.search(rf"/notebooks/\w+\.html#{made['id']}$", link) for link in links), name
+                assert any(re.search(r"/_sources/notebooks/\w+\.ipynb$", link) for link in links), name
+                seeds = "0" if made["id"] in single else r"0, 1( \(seeds\); 0 \(\w+_seed\))?"
+                took = r"(\d+ s|less than 1 s|\d+:\d\d min)"
+                told = rf"Seeds\n+{seeds}\n+Time\n+{took} in these cells"
+                assert re.search(told, made["text"]), made["text"]
+    assert len(looks["index.html"].made) == len(looks["speed.html"].made) == 2
 
 
 def test_figures_show_one_drawing_in_the_colours_of_the_page(seen: tuple[str, dict[str, Look]]) -> None:
