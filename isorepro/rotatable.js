@@ -82,14 +82,15 @@
     });
   }
 
-  // The clock of a training, which the reader plays, stops and sets; it calls go, which shows a frame.
+  // The clock of a training, which the reader plays, stops and sets; it calls go, which shows a frame. It begins at
+  // the end, which says more than a network that has learnt nothing yet.
   function clock(epochs, go) {
     const row = element("div", "isorepro-clock");
     const last = epochs.length - 1;
     const number = (epoch) => epoch.toLocaleString("en");
     const told = element("span", "isorepro-epoch");
     const button = Object.assign(element("button", "", "Play"), { type: "button" });
-    const range = Object.assign(element("input", ""), { type: "range", min: 0, max: last, step: 1, value: 0 });
+    const range = Object.assign(element("input", ""), { type: "range", min: 0, max: last, step: 1 });
     range.setAttribute("aria-label", "Epoch of the training");
     let playing; // what tells the run that goes on from one that was stopped
     const tell = (frame) => {
@@ -124,7 +125,7 @@
       set(Number(range.value));
     };
     row.append(button, range, told);
-    tell(0);
+    tell(last);
     return { row, stop, frame: () => Number(range.value) };
   }
 
@@ -223,7 +224,7 @@
       if (time) grid.before(time.row);
       pick(0);
       for (const [place, space] of data.spaces.entries()) {
-        const { x, y, z } = time ? frames[place][0] : space;
+        const { x, y, z } = time ? frames[place][time.frame()] : space;
         const [color, text] = coloured(space);
         const dots = { size: 3, line: { width: 0 }, opacity: 1, color };
         const trace = { type: "scatter3d", mode: "markers", x, y, z, marker: dots, text, hoverinfo: "text" };

@@ -389,6 +389,65 @@ def test_a_class_has_the_same_colour_in_whatever_order_its_points_come() -> None
     assert colours(rings()) == colours(rings()[::-1])
 
 
+def training(epochs: list[int]) -> pd.DataFrame:
+    """The rings, which grow and move from epoch to epoch."""
+    return pd.concat(
+        rings()
+        .query(f"space == '{name}'")
+        .assign(x=lambda p, by=by: p["x"] * (1 + by), epoch=epoch, state=f"{epoch}")
+        for name in ("CE", "β")
+        for by, epoch in enumerate(epochs)
+    )
+
+
+@pytest.mark.parametrize(("narrow", "shown"), [(False, [0, 20, 40, 60, 80]), (True, [0, 40, 80])])
+def test_a_training_is_drawn_at_epochs_evenly_spaced_each_space_at_one_scale(
+    narrow: bool, shown: list[int]
+) -> None:
+    frames = training([*range(0, 90, 10)])
+    with style.house_style():
+        figure = scenes.training_frames(frames, colour=["ring", "angle"], narrow=narrow)
+    texts = [text.get_text() for text in figure.texts]
+    assert [text for text in texts if text.startswith("epoch")] == [f"epoch {epoch}" for epoch in shown]
+    boxes = [axes for axes in figure.axes if axes.name == "3d"]
+    assert len(boxes) == 2 * len(shown)
+    for place, axes in enumerate(boxes):
+        name, epoch = ("CE", "β")[place // len(shown)], shown[place % len(shown)]
+        points = frames[(frames["space"] == name) & (frames["epoch"] == epoch)]
+        (cloud,) = axes.collections
+        np.testing.assert_allclose(np.array(cloud._offsets3d).T, points[["x", "y", "z"]])
+        assert axes.get_xlim() == boxes[place // len(shown) * len(shown)].get_xlim()
+    assert figure.get_size_inches()[0] == (style.NARROW if narrow else style.WIDE)
+
+
+def test_a_training_to_play_has_every_point_of_every_epoch_within_a_step_of_its_grid() -> None:
+    epochs = [0, 3, 100]
+    frames = training(epochs)
+    data = scenes.rotatable_frames(frames, colour=["ring", "angle"])
+    assert data["epochs"] == epochs
+    assert [space["title"] for space in data["spaces"]] == ["CE", "β"]
+    for space, (_, points) in zip(data["spaces"], frames.groupby("space", sort=False), strict=True):
+        counted = np.frombuffer(base64.b64decode(space["frames"]), dtype="<u2").reshape(3, 3, -1)
+        low, high = np.array(space["cube"]).T[:, None, :, None]
+        expected = points[["x", "y", "z"]].to_numpy().reshape(3, -1, 3).transpose(0, 2, 1)
+        np.testing.assert_allclose(low + (high - low) * counted / 65535, expected, atol=(high - low).max() / 65535)
+        assert space["states"] == ["0", "3", "100"]
+        classes = [data["colourings"][0]["labels"][place] for place in space["colours"][0]]
+        assert classes == points.loc[points["epoch"] == 0, "ring"].tolist()
+
+
+def test_a_training_whose_epochs_or_points_differ_is_refused() -> None:
+    frames = training([0, 3])
+    for wrong in (
+        frames[~((frames["space"] == "β") & (frames["epoch"] == 3))],
+        frames.iloc[1:],
+        frames.assign(ring=np.where(frames["epoch"] == 3, frames["ring"].to_numpy()[::-1], frames["ring"])),
+        frames.sort_values("epoch", ascending=False),
+    ):
+        with pytest.raises(ValueError, match=r"frames: '(CE|β)' must have the epochs of the others in order"):
+            scenes.rotatable_frames(wrong, colour=["ring"])
+
+
 def rotatable_figure(folder: Path, **options: object) -> tuple[Results, str]:
     results = Results("n", folder)
     shown = results.figure(

@@ -35,29 +35,62 @@ def rings(count: int = 60) -> pd.DataFrame:
     return pd.concat([points.assign(space=name) for name in NAMES])
 
 
+EPOCHS = [0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 1000]
+
+
+def training() -> pd.DataFrame:
+    """The rings in two spaces, which grow and move from epoch to epoch."""
+    return pd.concat(
+        rings(20)
+        .query(f"space == '{name}'")
+        .assign(
+            x=lambda points: points["x"] * (1 + number) + speed * number,  # noqa: B023
+            epoch=epoch,
+            state=f"{name} after {epoch}",
+        )
+        for name, speed in (("CE", 0.5), ("β = 1", -2.0))
+        for number, epoch in enumerate(EPOCHS)
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a page as the book makes it: a figure, and the two scripts deferred."""
+    """A folder with two pages as the book makes them: a figure on each, and the two scripts deferred."""
     folder = tmp_path_factory.mktemp("site")
-    shown = Results("n", folder).figure(
-        "rings",
-        scenes.spaces,
-        rings(),
-        colour=["ring", "angle"],
-        caption="Two rings.",
-        alt="Two linked rings",
-        data=rings(),
-        rotatable=scenes.rotatable,
-    )
+    results = Results("n", folder)
+    pages = {
+        "index": results.figure(
+            "rings",
+            scenes.spaces,
+            rings(),
+            colour=["ring", "angle"],
+            caption="Two rings.",
+            alt="Two linked rings",
+            data=rings(),
+            rotatable=scenes.rotatable,
+        ),
+        "training": results.figure(
+            "training",
+            scenes.training_frames,
+            training(),
+            colour=["ring", "angle"],
+            caption="Two rings in training.",
+            alt="Two linked rings at some epochs",
+            data=training(),
+            rotatable=scenes.rotatable_frames,
+        ),
+    }
     (folder / "plotly.min.js").write_bytes((files("plotly") / "package_data" / "plotly.min.js").read_bytes())
     (folder / "rotatable.js").write_bytes((files("isorepro") / "rotatable.js").read_bytes())
-    (folder / "index.html").write_text(
-        '<!doctype html><html data-theme="light"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><style>body{max-width:800px}</style>'
-        '<link rel="icon" href="data:,"><script defer src="plotly.min.js"></script>'
-        '<script defer src="rotatable.js"></script><body>'
-        f'{shown.markup}<p style="height:2000px">After</p></body></html>'
-    )
+    for name, shown in pages.items():
+        (folder / f"{name}.html").write_text(
+            '<!doctype html><html data-theme="light"><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
+            "<style>body{max-width:800px}</style>"
+            '<link rel="icon" href="data:,"><script defer src="plotly.min.js"></script>'
+            '<script defer src="rotatable.js"></script><body>'
+            f'{shown.markup}<p style="height:2000px">After</p></body></html>'
+        )
     return folder
 
 
@@ -66,16 +99,16 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def opened(folder: Path, browser: Browser, watched: Callable[[Page, str], list[str]]) -> Iterator[Open]:
-    """A function that opens the page; in the end nothing may have gone wrong on it."""
+    """A function that opens one of the pages; in the end nothing may have gone wrong on it."""
     contexts, faults = [], []
 
-    def visit(*, patch: str = "", turns: bool = True, **options: object) -> Page:
+    def visit(name: str = "index", *, patch: str = "", turns: bool = True, **options: object) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
         page.add_init_script(patch)
         faults.append(watched(page, folder.as_uri()))
-        page.goto((folder / "index.html").as_uri())
+        page.goto((folder / f"{name}.html").as_uri())
         page.wait_for_load_state("networkidle")
         if turns:
             page.wait_for_selector(".isorepro-turns")
@@ -226,6 +259,79 @@ def test_without_webgl_or_javascript_the_drawing_stays(opened: Open, options: di
     page.wait_for_timeout(500)
     assert page.locator(".isorepro-wide").is_visible()
     assert not page.locator(".isorepro-rotatable").is_visible()
+
+
+PLAYED = """() => ({
+    number: +document.querySelector('input[type=range]').value,
+    told: document.querySelector('.isorepro-epoch').innerText,
+    states: [...document.querySelectorAll('.isorepro-state')].map(state => state.innerText),
+    labels: [...document.querySelectorAll('.isorepro-plot')].map(plot => plot.getAttribute('aria-label')),
+    points: [...document.querySelectorAll('.isorepro-plot')].map(plot => 'xyz'.split('').map(axis =>
+        [...plot._fullData[0][axis]])),
+    button: document.querySelector('.isorepro-clock button').innerText,
+})"""
+
+
+def check_epoch(page: Page, number: int) -> None:
+    """See to it that both spaces show an epoch, in words and in points."""
+    shown = page.evaluate(PLAYED)
+    epoch, table = EPOCHS[number], training()
+    assert shown["number"] == number
+    assert shown["told"] == f"epoch {epoch:,} of 1,000"
+    assert page.locator("input[type=range]").get_attribute("aria-valuetext") == shown["told"]
+    for place, name in enumerate(("CE", "β = 1")):
+        assert shown["states"][place] == f"{name} after {epoch}"
+        assert shown["labels"][place].endswith(f"epoch {epoch}: {name} after {epoch}")
+        of_space = table[table["space"] == name]
+        width = np.ptp(of_space["x"]) * 1.06
+        expected = of_space.loc[of_space["epoch"] == epoch, ["x", "y", "z"]].to_numpy().T
+        np.testing.assert_allclose(shown["points"][place], expected, atol=width / 65535)
+
+
+def test_a_training_shows_its_end_and_plays_once_from_its_beginning(opened: Open) -> None:
+    page = opened("training", viewport={"width": 1000, "height": 900})
+    check_epoch(page, len(EPOCHS) - 1)
+    button = page.get_by_role("button", name="Play")
+    page.evaluate(
+        """() => {
+            const told = document.querySelector('.isorepro-epoch');
+            window.seen = [];
+            new MutationObserver(() => window.seen.push(told.innerText)).observe(told, {childList: true});
+        }"""
+    )
+    button.click()
+    assert page.evaluate(PLAYED)["button"] == "Pause"
+    button.wait_for()
+    assert page.evaluate("window.seen") == [f"epoch {epoch:,} of 1,000" for epoch in EPOCHS]
+    check_epoch(page, len(EPOCHS) - 1)
+
+
+def test_a_training_is_stopped_and_scrubbed_by_keyboard(opened: Open) -> None:
+    page = opened("training", viewport={"width": 360, "height": 780})
+    page.locator(".isorepro-clock button").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("+document.querySelector('input[type=range]').value === 2")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(600)
+    stopped = page.evaluate(PLAYED)
+    assert stopped["button"] == "Play"
+    assert 2 <= stopped["number"] < len(EPOCHS) - 1
+    page.wait_for_timeout(600)
+    assert page.evaluate(PLAYED)["number"] == stopped["number"]
+    check_epoch(page, stopped["number"])
+    page.locator("input[type=range]").focus()
+    for key, number in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2), ("End", len(EPOCHS) - 1)):
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
+        check_epoch(page, number)
+
+
+def test_a_colouring_stays_while_a_training_goes_on(opened: Open) -> None:
+    page = opened("training", viewport={"width": 1000, "height": 900})
+    page.get_by_role("button", name="angle").click()
+    page.locator("input[type=range]").focus()
+    page.keyboard.press("Home")
+    assert {colour for plot in marker_colours(page) for colour in plot} <= set(style.CYCLE)
 
 
 def test_where_the_library_fails_the_drawing_comes_back(folder: Path, browser: Browser) -> None:
