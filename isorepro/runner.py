@@ -237,7 +237,9 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     ):
         code.pop(about_running, None)
     versions = {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas")}
-    return digest([sources, dict(values), code, versions])
+    # Figures show what a parameter names in its order: {"b": 1, "a": 2} is not {"a": 2, "b": 1}.
+    parameters = {name: json.dumps(value) for name, value in values.items()}
+    return digest([sources, parameters, code, versions])
 
 
 # Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too.
@@ -264,7 +266,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         scratch / "progress",
         scratch / "log",
     )
-    given = paths.write_atomically(scratch / "parameters.yml", yaml.safe_dump(dict(values)))
+    given = paths.write_atomically(scratch / "parameters.yml", yaml.safe_dump(dict(values), sort_keys=False))
     channel.touch()
     (scratch / "kept").touch()
     environment = os.environ | {

@@ -181,6 +181,15 @@ def test_the_tables_are_complete(run: Path) -> None:
     assert pgd.apply(lambda accuracy: accuracy.is_monotonic_decreasing).all()
 
 
+def test_settings_are_shown_in_the_order_in_which_they_are_given(run: Path) -> None:
+    given = list(profiles.plan("smoke").notebooks["beyond_methods"]["settings"])
+    assert given != sorted(given)
+    curves = pd.read_csv(run / "results/beyond_methods/curves_by_seed.csv")
+    assert curves["setting"].drop_duplicates().tolist() == given
+    drawn = (run / "results/beyond_methods/curves.svg").read_text()
+    assert sorted(given, key=lambda name: drawn.index(f"<!-- {name} -->")) == given
+
+
 def test_the_tables_of_structure_are_complete(run: Path) -> None:
     results = run / "results"
     rings = pd.read_csv(results / "rings/measures_by_seed.csv")
