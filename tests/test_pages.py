@@ -123,6 +123,11 @@ def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watch
             links: [...figure.querySelectorAll('details.isorepro-made a')].map(link => link.href),
         }))"""
     )
+    if address.endswith("/api.html") and axe != AXE["desktop"]:
+        # Entries like each other, a minute for axe: seen in full once, three modules stand for all.
+        modules = "[...document.querySelectorAll('section[id^=module-]')]"
+        assert page.evaluate(f"{modules}.length") > 20
+        page.evaluate(f"{modules}.slice(3).forEach(module => module.remove())")
     found = Axe().run(page, options={**axe, "resultTypes": ["violations"]}).response
     assert found["passes"]
     violations = {
