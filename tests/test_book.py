@@ -42,8 +42,8 @@ def test_formulas_are_typeset_and_search_finds_the_method(browser: Browser, site
     assert page.locator("mjx-container").count() > 10
     assert page.locator("mjx-merror").count() == 0
     page.goto(f"{site}/search.html?q=isometry")
-    page.wait_for_selector("#search-results li a")
-    assert page.locator("#search-results a[href*='method.html']").count()
+    # Results come one after the other.
+    page.wait_for_selector("#search-results a[href*='method.html']")
     page.close()
 
 
