@@ -132,6 +132,7 @@
   const config = {
     displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: false,
     plotlyServerURL: "", typesetMath: false,
+    plotGlPixelRatio: Math.min(2, Math.max(1, devicePixelRatio)), // 2 on its own: four times the work on most screens
   };
 
   async function show(container) {
@@ -245,6 +246,14 @@
     container.dataset.seen = "";
     if (!able) container.parentElement.classList.add("isorepro-still");
   });
-  // One after the other: the browser that allows too few contexts for all takes them from the first figure.
-  if (able) found.reduce((before, container) => before.finally(() => show(container)), Promise.resolve());
+  // Once they are less than a window away, else a page takes long to open where there is no graphics card. One after
+  // the other: the browser that allows too few contexts for all takes them from the first figure.
+  let shown = Promise.resolve();
+  const near = new IntersectionObserver((entries) => entries.forEach(({ isIntersecting, target }) => {
+    if (!isIntersecting) return;
+    near.unobserve(target);
+    shown = shown.finally(() => show(target.querySelector(".isorepro-rotatable")));
+  }), { rootMargin: "100% 0px" });
+  // The figure: what the plots will be in is hidden, which is nowhere.
+  if (able) found.forEach((container) => near.observe(container.parentElement));
 })();

@@ -203,6 +203,21 @@ def test_dragging_rotates_and_the_theme_changes_colours_only(opened: Open) -> No
     np.testing.assert_allclose(np.array(now, float), np.array(was, float), atol=1e-3)
 
 
+def test_a_figure_far_below_is_a_drawing_until_the_reader_comes_near(opened: Open) -> None:
+    move = """addEventListener('DOMContentLoaded', () => {
+        document.body.prepend(document.querySelector('p[style]'));
+        document.querySelector('p').style.height = '4000px';
+    })"""
+    page = opened(patch=move, turns=False, viewport={"width": 1000, "height": 900})
+    page.wait_for_timeout(500)
+    assert not page.locator(".isorepro-turns").count()
+    assert not page.locator(".isorepro-plot").count()
+    assert page.locator(".isorepro-wide").evaluate("drawing => drawing.checkVisibility()")
+    page.evaluate("window.scrollTo(0, 3000)")
+    page.wait_for_selector(".isorepro-turns")
+    assert page.locator(".isorepro-plot canvas").count() >= 3
+
+
 def test_the_wheel_scrolls_the_page(opened: Open) -> None:
     page = opened(viewport={"width": 1000, "height": 500})
     page.locator(".isorepro-plot").first.hover()
@@ -360,16 +375,18 @@ def test_a_lost_context_brings_the_drawing_back(opened: Open) -> None:
     assert not page.locator(".isorepro-rotatable").is_visible()
 
 
-@pytest.mark.parametrize("eye", [None, (0.3, -0.6, 0.74), (1, 1, 1), (0, 1, 1), (-0.9, 0.4, -0.2)])
-def test_no_corner_of_the_box_is_cut_off_on_a_phone(opened: Open, eye: tuple[float, float, float] | None) -> None:
+def test_no_corner_of_the_box_is_cut_off_on_a_phone(opened: Open) -> None:
     page = opened(viewport={"width": 360, "height": 780})
-    far = "Math.hypot(...Object.values(document.querySelector('.isorepro-plot').layout.scene.camera.eye))"
-    place = eye and tuple(np.array(eye) / np.linalg.norm(eye) * page.evaluate(far))
-    seen = picture(page.locator(".isorepro-plot").first, place and tuple(map(float, place)))[:, :, 3] > 0
-    assert seen.any()
-    for edge in (seen[0], seen[-1], seen[:, 0], seen[:, -1]):
-        assert not edge.any()
-    assert np.ptp(np.flatnonzero(seen.any(axis=1))) > 0.6 * len(seen)
+    far = page.evaluate(
+        "Math.hypot(...Object.values(document.querySelector('.isorepro-plot').layout.scene.camera.eye))"
+    )
+    for eye in (None, (0.3, -0.6, 0.74), (1, 1, 1), (0, 1, 1), (-0.9, 0.4, -0.2)):
+        place = eye and tuple(np.array(eye) / np.linalg.norm(eye) * far)
+        seen = picture(page.locator(".isorepro-plot").first, place and tuple(map(float, place)))[:, :, 3] > 0
+        assert seen.any(), eye
+        for edge in (seen[0], seen[-1], seen[:, 0], seen[:, -1]):
+            assert not edge.any(), eye
+        assert np.ptp(np.flatnonzero(seen.any(axis=1))) > 0.6 * len(seen), eye
 
 
 def test_in_jupyter_figures_bring_what_they_need(
