@@ -54,9 +54,8 @@ def spaces(points: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False)
     box = min(cell, 3.2)
     beside = narrow or wrapped
     height = (max(keys) if beside else sum(keys)) + (box + title) * len(cells)
-    figure = Figure(figsize=(width, height))
     # Boxes touch: a layout engine would leave room for tick labels that there are none of.
-    figure.set_layout_engine("none")
+    figure = Figure(figsize=(width, height), layout="none")
     top = height
     if beside:
         for place, one in enumerate(colourings):
@@ -153,8 +152,7 @@ def training_frames(frames: pd.DataFrame, *, colour: Sequence[str], narrow: bool
     box = (width - left) / columns
     key = _key_height(one, width)
     height = key + title + box * len(names)
-    figure = Figure(figsize=(width, height))
-    figure.set_layout_engine("none")
+    figure = Figure(figsize=(width, height), layout="none")
     _key(figure, one, 0.0, width, height)
     size = 8 if narrow else 10
     for row, name in enumerate(names):
