@@ -1,6 +1,7 @@
 """Where things lie: the repository, its vendored data, and the folder that git ignores."""
 
 import os
+import threading
 from pathlib import Path
 
 ROOT = Path(os.environ.get("ISOREPRO_ROOT", Path(__file__).resolve().parents[1]))
@@ -19,7 +20,8 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
         OSError: if the folder is read-only or the disk is full; ``path`` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Of this thread: two of a process may write the same file at once.
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
         draft.replace(path)

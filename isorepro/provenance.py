@@ -41,10 +41,10 @@ def write(planned: Plan) -> None:
 def _manifest(planned: Plan, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     import torch
 
-    from isorepro.sweep import NUMERICAL_LIBRARIES
+    from isorepro.sweep import library_versions
 
-    versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas", "papermill")}
+    versions = {"python": platform.python_version(), **library_versions()}
+    versions |= {name: version(name) for name in ("matplotlib", "pandas", "papermill")}
     seeds = {seed for record in records.values() for seed in record["parameters"].get("seeds", [])}
     return {
         "profile": planned.profile,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -214,32 +215,35 @@ def outdated(planned: Plan) -> list[str]:
 
 def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     """Return a digest of all that decides a notebook's results: its cells, parameters, our code, versions."""
-    from isorepro.sweep import NUMERICAL_LIBRARIES, PACKAGE, source_fingerprint
+    from isorepro.sweep import PACKAGE, library_versions
 
     cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
-    code = {path.stem: source_fingerprint(f"isorepro.{path.stem}") for path in sorted(PACKAGE.glob("*.py"))}
-    for about_running in (
-        *(
-            "profiles",
-            "provenance",
-            "runner",
-            "reference",
-            "claims",
-            "claim_pages",
-            "api_pages",
-            "lineage",
-            "speed",
-            "book",
-            "cli",
-        ),
-        "__init__",
-    ):
-        code.pop(about_running, None)
-    versions = {name: version(name) for name in (*NUMERICAL_LIBRARIES, "matplotlib", "pandas")}
+    files = [(path.stem, path.stat()) for path in sorted(PACKAGE.glob("*.py"))]
+    code = _code_as_it_is(tuple((name, found.st_mtime_ns, found.st_size) for name, found in files))
+    versions = library_versions() | {name: version(name) for name in ("matplotlib", "pandas")}
     # Figures show what a parameter names in its order: {"b": 1, "a": 2} is not {"a": 2, "b": 1}.
     parameters = {name: json.dumps(value) for name, value in values.items()}
     return digest([sources, parameters, code, versions])
+
+
+ABOUT_RUNNING = (
+    *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "api_pages", "lineage", "speed"),
+    *("book", "cli", "__init__"),
+)
+"""Modules that change no result of a notebook."""
+
+
+@lru_cache(maxsize=1)
+def _code_as_it_is(files: tuple[tuple[str, int, int], ...]) -> dict[str, str]:
+    """Return the fingerprint of each module that may change a result; of the package, its files as they are.
+
+    Args:
+        files: name, time of the last change and size of each: once they are others, the code is read again.
+    """
+    from isorepro.sweep import source_fingerprint
+
+    return {name: source_fingerprint(f"isorepro.{name}") for name, *_ in files if name not in ABOUT_RUNNING}
 
 
 # Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too.

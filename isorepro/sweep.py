@@ -255,8 +255,13 @@ def source_fingerprint(module: str, package: Path = PACKAGE) -> str:
             continue
         code[name], imported = _parsed(path.read_text(), package.name)
         todo += imported
-    versions = {name: version(name) for name in NUMERICAL_LIBRARIES}
-    return _digest(dict(sorted(code.items())), versions)
+    return _digest(dict(sorted(code.items())), library_versions())
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the version of each library that decides numbers: name → version."""
+    return {name: version(name) for name in NUMERICAL_LIBRARIES}
 
 
 @cache
@@ -307,7 +312,7 @@ def numerics() -> dict[str, str]:
     sources = {path.stem: _code_of(ast.parse(path.read_text())) for path in PACKAGE.glob("*.py")}
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
-        **{name: version(name) for name in NUMERICAL_LIBRARIES},
+        **library_versions(),
         "device": resolve_device("auto").type,
         "code of isorepro": _digest({k: v for k, v in sources.items() if k not in NOT_NUMERICAL})[:12],
     }

@@ -392,9 +392,11 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
     assert len(keys | {sweep.model_key(config)}) == len(other) + 1
     before = sweep.model_key(config)
     monkeypatch.setattr(sweep, "version", lambda name: "another")
-    sweep._loaded_fingerprint.cache_clear()
+    for kept in (sweep.library_versions, sweep._loaded_fingerprint):
+        kept.cache_clear()
     assert sweep.model_key(config) != before
-    sweep._loaded_fingerprint.cache_clear()
+    for kept in (sweep.library_versions, sweep._loaded_fingerprint):
+        kept.cache_clear()
 
 
 def test_a_default_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,6 +474,23 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
         paths.write_atomically(path, "newer")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_threads_that_write_a_file_at_once_do_not_take_each_others_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, write = threading.Barrier(2), Path.write_bytes
+
+    def meet(self: Path, content: bytes) -> int:
+        written = write(self, content)
+        both.wait(timeout=10)  # both drafts are there before either is put in place
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", meet)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda text: paths.write_atomically(tmp_path / "folder/file", text), ["one", "two"]))
+    assert (tmp_path / "folder/file").read_text() in ("one", "two")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
 
 
 def test_short_tasks_stay_in_this_process_and_long_ones_go_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
