@@ -132,7 +132,6 @@
   const config = {
     displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: false,
     plotlyServerURL: "", typesetMath: false,
-    plotGlPixelRatio: Math.min(2, Math.max(1, devicePixelRatio)), // 2 on its own: four times the work on most screens
   };
 
   async function show(container) {
