@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -125,10 +124,8 @@ class Results:
                 "wide": style.inline_svg(wide, f"{identity}-wide"),
                 "narrow": style.inline_svg(narrow, f"{identity}-narrow"),
             }
-            # The panels have found their places; to look for them again would cost half of the time. "none" would
-            # have matplotlib draw once in vain all the same.
-            with mpl.rc_context({"figure.constrained_layout.use": False}):
-                wide.set_layout_engine(None)
+            # They have found their places; to look for them again would cost half of the time.
+            style.fix_panels(wide)
             for kind in ("svg", "png"):
                 file = style.standalone(wide, kind, f"isorepro run {self._id}")
                 paths.write_atomically(self.folder / f"{name}.{kind}", file)

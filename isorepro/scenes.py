@@ -13,7 +13,7 @@ from matplotlib.ticker import LinearLocator
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
-from isorepro.style import CATEGORIES, CYCLE, DARK_PAGES, GRID, NARROW, WIDE, plotly_template
+from isorepro.style import CATEGORIES, CYCLE, DARK_PAGES, GRID, NARROW, WIDE, fix_panels, plotly_template
 
 IntArray = NDArray[np.int_]
 
@@ -54,8 +54,9 @@ def spaces(points: pd.DataFrame, *, colour: Sequence[str], narrow: bool = False)
     box = min(cell, 3.2)
     beside = narrow or wrapped
     height = (max(keys) if beside else sum(keys)) + (box + title) * len(cells)
+    figure = Figure(figsize=(width, height))
     # Boxes touch: a layout engine would leave room for tick labels that there are none of.
-    figure = Figure(figsize=(width, height), layout="none")
+    fix_panels(figure)
     top = height
     if beside:
         for place, one in enumerate(colourings):
@@ -152,7 +153,8 @@ def training_frames(frames: pd.DataFrame, *, colour: Sequence[str], narrow: bool
     box = (width - left) / columns
     key = _key_height(one, width)
     height = key + title + box * len(names)
-    figure = Figure(figsize=(width, height), layout="none")
+    figure = Figure(figsize=(width, height))
+    fix_panels(figure)
     _key(figure, one, 0.0, width, height)
     size = 8 if narrow else 10
     for row, name in enumerate(names):

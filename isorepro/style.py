@@ -125,6 +125,13 @@ def house_style() -> Iterator[None]:
         yield
 
 
+def fix_panels(figure: Figure) -> None:
+    """Have the panels of a figure stay where they are from now on."""
+    # With the engine called "none" matplotlib would draw once in vain for each file.
+    with mpl.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
+
+
 def inline_svg(figure: Figure, identity: str) -> str:
     """Return the figure as an SVG element for a page, its colours variables that the page's theme can set.
 

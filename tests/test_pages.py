@@ -66,11 +66,9 @@ def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watch
     faults = watched(page, own)
     page.goto(address)
     page.wait_for_load_state("networkidle")
-    if page.locator(".isorepro-rotatable").count():
-        page.wait_for_selector(".isorepro-turns")
-        for plot in page.locator(".isorepro-rotatable").all():
-            plot.evaluate("container => container.parentElement.scrollIntoView()")
-            plot.locator(".isorepro-plot canvas").first.wait_for()
+    for turns in page.locator("figure:has(.isorepro-rotatable)").all():
+        turns.scroll_into_view_if_needed()
+        page.locator(f"#{turns.get_attribute('id')}.isorepro-turns").wait_for()
     shifted = page.evaluate(SHIFTS)
     if shifted >= 0.02:
         faults.append(f"shifts by {shifted:.3f}")
