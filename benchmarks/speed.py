@@ -7,6 +7,7 @@ shows. It takes about 20 minutes on a machine that has nothing else to do. What 
 * a training step with one of the released design, in our own words: numbers of 64 bits, the distances of all pairs
   of images computed beforehand, those of a batch taken from them, Adam as torch has it by default. At 10,000
   images, since 60,000 need 28.8 GB;
+* a training step with local isometry and one with adversarial training, as on the page that compares methods;
 * curves of FGSM, PGD and AutoAttack over several radii with foolbox and pyautoattack called for each radius;
 * a full-batch step of the paper's three-level torus stack, with distances within pieces and with all distances;
 * how a step grows with the batch and with the number of images, how many networks more processes train, the memory
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from isorepro import attacks, data, ensemble, hierarchy, paths, provenance, speed, sweep
+from isorepro import profiles as runs
 from isorepro.losses import ClassBlocks, squared_norms
 from isorepro.methods import Course, Method
 from isorepro.progress import say
@@ -73,15 +75,15 @@ def images(count: int) -> tuple[Tensor, Tensor]:
     return dataset.train_inputs, dataset.train_labels
 
 
-def our_steps(count: int, steps: int, batch_size: int = 100, beta: float = 0.1) -> Callable[[], None]:
-    config = TrainingConfig(**CONFIG.model_dump() | {"beta": beta})
+def our_steps(count: int, steps: int, batch_size: int = 100, **changed: Any) -> Callable[[], None]:
+    config = TrainingConfig(**CONFIG.model_dump() | changed)
     inputs, labels = images(count)
     model = build(config, inputs, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     batches = torch.randint(count, (steps, batch_size))
     trained = [model.trained_by(0, config.gradients)]
-    norms = squared_norms(inputs) if beta else None
-    now = Course.begin(Method.of(config.method), inputs, config.seed)
+    norms = squared_norms(inputs) if config.beta else None
+    now = Course.begin(Method.of(config.method, config.options), inputs, config.seed)
 
     def run() -> None:
         # As in an epoch of train.
@@ -155,6 +157,14 @@ def against_released() -> Iterator[Rows]:
         yield in_turn(speed.BY_IMAGES, ways, 7, units=steps, size=count)
     for count in (30_000, 60_000):
         yield in_turn(speed.BY_IMAGES, {OURS: our_steps(count, steps)}, 7, units=steps, size=count)
+
+
+def method_step() -> Iterator[Rows]:
+    steps = 100
+    settings = runs.parameters("beyond_methods")["settings"].default
+    ways = {OURS: settings["local isometry"], speed.ADVERSARIAL: settings["adversarial training"]}
+    timed = {way: our_steps(10_000, steps, **{"beta": 0.0, **fields}) for way, fields in ways.items()}
+    yield in_turn(speed.METHOD_STEP, timed, 9, units=steps)
 
 
 def by_batch() -> Iterator[Rows]:
@@ -356,7 +366,7 @@ class _output_in:
 PARTS: dict[str, Callable[[], Iterator[Rows]]] = {
     part.__name__: part
     for part in (
-        *(training_step, against_released, by_batch, memory, torus_step),
+        *(training_step, against_released, method_step, by_batch, memory, torus_step),
         *(fgsm_curve, pgd_curve, autoattack_curve, by_processors, profiles),
     )
 }

@@ -22,6 +22,7 @@ OURS, RELEASED = "this book", "released design"
 WITH_TERM, WITHOUT_TERM = "with the isometry term", "cross-entropy alone"
 STEP, BY_IMAGES, BY_BATCH = "training step", "training step by images", "training step by batch"
 FGSM_CURVE, PGD_CURVE, AUTOATTACK_CURVE = "FGSM curve", "PGD curve", "AutoAttack curve"
+METHOD_STEP, ADVERSARIAL = "training step by method", "adversarial training"
 TORUS_STEP, BY_PROCESSORS, SMOKE = "torus step", "network by processors", "profile smoke"
 
 HOURS = 4
@@ -62,6 +63,7 @@ COMPARISONS = (
         units=500,
         counted="networks trained\n(5 epochs of 10,000 images)",
     ),
+    Comparison(METHOD_STEP, "training step, local isometry", ADVERSARIAL, 1 / 0.6),
     Comparison(TORUS_STEP, "step of the torus stack", "all distances"),
     Comparison(
         FGSM_CURVE,

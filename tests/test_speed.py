@@ -23,6 +23,7 @@ SECONDS = {
     (speed.FGSM_CURVE, "foolbox"): 2.0,
     (speed.PGD_CURVE, "foolbox"): 6.0,
     (speed.AUTOATTACK_CURVE, "pyautoattack"): 2.5,
+    (speed.METHOD_STEP, speed.ADVERSARIAL): 1.7,
 }
 
 
