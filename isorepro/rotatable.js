@@ -226,7 +226,7 @@
       for (const [place, space] of data.spaces.entries()) {
         const { x, y, z } = time ? frames[place][time.frame()] : space;
         const [color, text] = coloured(space);
-        const dots = { size: 3, line: { width: 0 }, opacity: 1, color };
+        const dots = { size: 2, line: { width: 0 }, opacity: 1, color };
         const trace = { type: "scatter3d", mode: "markers", x, y, z, marker: dots, text, hoverinfo: "text" };
         await Plotly.newPlot(plots[place], [trace], layout(space, data, template), config);
         plots[place].on("plotly_webglcontextlost", () => fail());
