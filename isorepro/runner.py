@@ -236,7 +236,7 @@ ABOUT_RUNNING = (
 
 @lru_cache(maxsize=1)
 def _code_as_it_is(files: tuple[tuple[str, int, int], ...]) -> dict[str, str]:
-    """Return the fingerprint of each module that may change a result; of the package, its files as they are.
+    """Return the fingerprint of each module of the package that may change a result.
 
     Args:
         files: name, time of the last change and size of each: once they are others, the code is read again.
