@@ -36,7 +36,7 @@ from torch.nn.functional import cross_entropy
 
 from isorepro import attacks, data, ensemble, hierarchy, paths, provenance, speed, sweep
 from isorepro import profiles as runs
-from isorepro.losses import ClassBlocks, squared_norms
+from isorepro.losses import ClassBlocks, class_members, squared_norms
 from isorepro.methods import Course, Method
 from isorepro.progress import say
 from isorepro.speed import OURS
@@ -82,17 +82,18 @@ def our_steps(count: int, steps: int, batch_size: int = 100, **changed: Any) -> 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     batches = torch.randint(count, (steps, batch_size))
     trained = [model.trained_by(0, config.gradients)]
-    norms = squared_norms(inputs) if config.beta else None
+    norms = squared_norms(inputs)
     now = Course.begin(Method.of(config.method, config.options), inputs, config.seed)
 
     def run() -> None:
         # As in an epoch of train.
-        measured = []
+        measured, drawn = [], labels[None, batches.flatten()]
+        within = [class_members(row, batch_size) for row in drawn] if config.beta else []
         for batch in batches:
             part = inputs.index_select(0, batch), labels[None].index_select(1, batch)
-            known = None if norms is None else norms[batch]
-            measured.append(step(model, optimizer, *part, config, None, trained, known, now))
-        epoch_means(measured, labels[None, batches.flatten()])
+            own = [ClassBlocks.among(part[0], norms[batch], *next(members)) for members in within]
+            measured.append(step(model, optimizer, *part, config, own, trained, now))
+        epoch_means(measured, drawn)
 
     return run
 
@@ -291,7 +292,7 @@ def torus_step() -> Iterator[Rows]:
 
     def run(known: list[ClassBlocks] | None) -> None:
         for _ in range(steps):
-            step(model, optimizer, inputs, labels, config, known, None, None, now)
+            step(model, optimizer, inputs, labels, config, known, None, now)
 
     ways = {OURS: lambda: run(blocks), "all distances": lambda: run(None)}
     yield in_turn(speed.TORUS_STEP, ways, 7, units=steps)

@@ -14,6 +14,9 @@ from isorepro.errors import InputError
 from isorepro.structure import CLOUD
 from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy
 
+# Methods whose name in words is not their key with spaces.
+_TITLES = {"adversarial": "adversarial training", "trades": "TRADES", "jacobian": "Jacobian"}
+
 LINF, L2 = "L∞", "L2"
 """The norms of the attacks."""
 
@@ -78,7 +81,7 @@ def family(config: TrainingConfig) -> str:
     """Return what kind of training a config is: its method in words, and the paper's term where it is added."""
     if config.plain:
         return "cross-entropy"
-    name = config.method.replace("_", " ")
+    name = _TITLES.get(config.method, config.method.replace("_", " "))
     return f"{name} + isometry" if config.beta and config.method != methods.DEFAULT else name
 
 
@@ -112,13 +115,22 @@ def named(models: Sequence[TrainedModel], names: Sequence[str], table: pd.DataFr
     return table
 
 
-def costs(models: Sequence[TrainedModel], names: Sequence[str]) -> pd.DataFrame:
-    """Return what training took: one row per network, setting, seed and processor_seconds.
+def trainings(models: Sequence[TrainedModel], names: Sequence[str]) -> pd.DataFrame:
+    """Return what trainings took and came to.
 
-    Of a network that is kept from an earlier run it is the time that it took then.
+    Args:
+        models: flat networks.
+        names: of their settings, (models,).
+
+    Returns:
+        One row per network: setting, seed, processor_seconds (of a network that is kept from an earlier run, those
+        of that run) and clean, the accuracy on all test examples, in [0, 1].
     """
-    rows = [(name, model.config.seed, model.processor_seconds) for name, model in zip(names, models, strict=True)]
-    return pd.DataFrame(rows, columns=["setting", "seed", "processor_seconds"])
+    rows = [
+        (name, model.config.seed, model.processor_seconds, model.history["test_accuracy"].iloc[-1])
+        for name, model in zip(names, models, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["setting", "seed", "processor_seconds", "clean"])
 
 
 def robustness(
@@ -235,31 +247,32 @@ def choose(tried: pd.DataFrame, *, plain: str, loss: float, tie: float = 0.0) ->
 
 
 OVERVIEW = {
-    "clean": ("accuracy", CLOUD),
     "spearman": ("spearman", "within"),
     "trustworthiness": ("trustworthiness", CLOUD),
 }
 """Measures of an overview that are one of :func:`isorepro.structure.measures`: its name and its relation."""
 
 
-def overview(curves: pd.DataFrame, kept: pd.DataFrame, costs: pd.DataFrame, *, epsilon: float) -> pd.DataFrame:
+def overview(curves: pd.DataFrame, kept: pd.DataFrame, trained: pd.DataFrame, *, epsilon: float) -> pd.DataFrame:
     """Return what methods are compared by in one table.
 
     Args:
         curves: of :func:`robustness`, with setting and seed.
         kept: of :func:`isorepro.structure.measures`, likewise.
-        costs: of :func:`costs`.
+        trained: of :func:`trainings`.
         epsilon: one of the L∞ radii.
 
     Returns:
         One row per setting, seed and measure: setting, seed, measure and value. Measures: those of
-        :data:`OVERVIEW`; robust, the accuracy under AutoAttack at that radius; seconds, processor time.
+        :data:`OVERVIEW`; robust, the accuracy under AutoAttack at that radius; clean, that without attack; and
+        seconds, processor time.
     """
     columns = ["setting", "seed", "value"]
     at = (curves["norm"] == LINF) & (curves["epsilon"] == epsilon)
     parts = {
         "robust": curves[at].rename(columns={"accuracy": "value"}),
-        "seconds": costs.rename(columns={"processor_seconds": "value"}),
+        "clean": trained.rename(columns={"clean": "value"}),
+        "seconds": trained.rename(columns={"processor_seconds": "value"}),
     }
     for name, (measure, relation) in OVERVIEW.items():
         parts[name] = kept[(kept["measure"] == measure) & (kept["relation"] == relation)]
@@ -289,9 +302,9 @@ def differences(table: pd.DataFrame, other: str) -> pd.DataFrame:
     return stats.paired_differences(table, "value", ["measure"], "setting", other)
 
 
-def cost_ratio(costs: pd.DataFrame, setting: str, other: str) -> tuple[float, float, float]:
+def cost_ratio(trained: pd.DataFrame, setting: str, other: str) -> tuple[float, float, float]:
     """Return the processor time of a setting over that of another of the same seed: mean and its interval."""
-    seconds = costs.pivot(index="seed", columns="setting", values="processor_seconds")
+    seconds = trained.pivot(index="seed", columns="setting", values="processor_seconds")
     return stats.seed_interval(seconds[setting] / seconds[other])
 
 

@@ -141,7 +141,7 @@
     svg.append(drawn("rect", { x: 0.5, y: 0.5, width: size - 1, height: size - 1, fill: "none", stroke: GRID }));
     const dots = of.map((place) => drawn("circle", { r: 1.9, fill: palette[place], opacity: 0.8 }));
     const names = classes.map((name) => {
-      const made = drawn("text", { "text-anchor": "middle", "font-weight": 700, "font-size": 15, stroke: PAPER, "stroke-width": 3, "paint-order": "stroke" });
+      const made = drawn("text", { "text-anchor": "middle", "font-weight": 700, "font-size": 15, stroke: PAPER, "stroke-width": 2, "paint-order": "stroke" });
       made.textContent = name;
       return made;
     });
@@ -155,7 +155,8 @@
       names.forEach((name, label) => {
         const own = [...of.keys()].filter((place) => of[place] === label);
         name.setAttribute("x", median(own.map((place) => numbers[2 * place])).toFixed(1));
-        name.setAttribute("y", (median(own.map((place) => numbers[2 * place + 1])) + 5).toFixed(1));
+        // Above the middle, so that it hides no small cluster.
+        name.setAttribute("y", (median(own.map((place) => numbers[2 * place + 1])) - 7).toFixed(1));
       });
     });
     return { svg, show: (weight, name) => {

@@ -40,7 +40,7 @@ def by_weight(
             ``low`` and ``high`` in [0, 1], cross-entropy (β = 0) and at least one weight among them; two attacks
             for each protocol.
         maps: rows of :func:`isorepro.structure.aligned`, one network for each β: beta, class, x, y, the points of
-            all networks in the same order.
+            all networks in the same order; each map gets a scale of its own.
         examples: rows of one attack of :func:`isorepro.robustness.examples`, one network for each β, the images of
             all networks in the same order.
         chance: the accuracy of guessing.
@@ -86,15 +86,12 @@ def by_weight(
     }
     if maps is not None:
         classes = sorted(maps["class"].unique())
-        low, high = maps[["x", "y"]].min().to_numpy(), maps[["x", "y"]].max().to_numpy()
-        middle, extent = (low + high) / 2, (high - low).max()
         found["map"] = {
             "classes": classes,
             "palette": list(CATEGORIES[: len(classes)]),
             "of": pd.Categorical(maps.loc[maps["beta"] == 0, "class"], categories=classes).codes.tolist(),
             "points": [
-                _packed((maps.loc[maps["beta"] == beta, ["x", "y"]].to_numpy() - middle) / extent + 0.5, "<u2")
-                for beta in betas
+                _packed(_in_square(maps.loc[maps["beta"] == beta, ["x", "y"]].to_numpy()), "<u2") for beta in betas
             ],
         }
     if examples is not None:
@@ -163,6 +160,13 @@ def _weights(rows: pd.DataFrame, argument: str) -> list[float]:
     if len(betas) < 2 or betas[0]:
         raise ValueError(f"{argument}: need β = 0 and at least one weight above it")
     return betas
+
+
+def _in_square(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points (N, 2) moved and scaled into the middle of the unit square, with one scale for both axes."""
+    low, high = points.min(0), points.max(0)
+    inside: NDArray[np.float64] = (points - (low + high) / 2) / (high - low).max() + 0.5
+    return inside
 
 
 def _packed(values: NDArray[np.float64], kind: str) -> str:

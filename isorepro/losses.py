@@ -1,8 +1,9 @@
 """The paper's isometry term, in the two forms its code has had, and the penalties of other methods."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +23,17 @@ def pairwise_distances(points: Tensor, squared_norms: Tensor | None = None) -> T
     flat = points.flatten(1)
     if squared_norms is None:
         return torch.cdist(flat, flat)
+    return _distances(flat[None], squared_norms[None])[0]
+
+
+def _distances(points: Tensor, norms: Tensor) -> Tensor:
+    """Return the distances in blocks of points with known squared norms: (c, n, d), (c, n) → (c, n, n)."""
     # What cdist does with more than 25 points, less the norms.
-    squared = torch.addmm(squared_norms[:, None] + squared_norms, flat, flat.T, alpha=-2)
-    return squared.clamp_min_(0).sqrt_()
+    squares = norms[:, :, None] + norms[:, None]
+    distances = squares.baddbmm_(points, points.mT, alpha=-2).clamp_min_(0).sqrt_()
+    # Rounding makes something else of the distance of a point to itself.
+    distances.diagonal(0, 1, 2).zero_()
+    return distances
 
 
 def squared_norms(points: Tensor) -> Tensor:
@@ -64,18 +73,13 @@ def isometry(
     Returns:
         A scalar ≥ 0.
     """
-    same_class = labels[:, None] == labels[None, :]
-    d_h = pairwise_distances(_scaled(representation, K, form))
-    return _term(d_h, input_distances, same_class, len(labels), beta, K, form)
-
-
-def _scaled(representation: Tensor, K: float, form: Form) -> Tensor:
-    # K times the points is cheaper than K times all their distances.
-    return K * representation if form == "raw" else representation
+    same_class = (labels[:, None] == labels[None, :]).to(representation.dtype)
+    return _term(representation, None, input_distances[None], same_class[None], len(labels), beta, K, form)
 
 
 def _term(
-    d_h: Tensor,
+    representation: Tensor,
+    members: Tensor | None,
     d_x: Tensor,
     same_class: Tensor | None,
     size: int,
@@ -83,30 +87,134 @@ def _term(
     K: float,
     form: Form,
 ) -> Tensor:
-    """Return the term from D_h (K·D_h in the raw form), D_x and E.
+    """Return the term of a representation (B, …) from D_x and E of blocks of its points, (blocks, n, n).
 
-    Without E all pairs given are of one class; of the size² pairs those of
-    different classes may be missing.
+    The blocks are those of members, (blocks, n), or one of all points. Without E all pairs of a block are of one
+    class; of the size² pairs those of different classes may be missing.
     """
-
-    def within(values: Tensor) -> Tensor:
-        return values if same_class is None else values * same_class
-
     if form == "raw":
-        difference = within(d_h - d_x)
-        return beta / size**2 * (difference * difference).sum()
-    d_h, d_x = within(d_h), within(d_x)
+        term: Tensor = _DistanceError.apply(representation, members, d_x, same_class, K, beta / size**2)
+        return term
+    points = representation.flatten(1)[None] if members is None else _gathered(representation, members)
+    d_h = torch.cdist(points, points)
+    if same_class is not None:
+        d_h, d_x = d_h * same_class, d_x * same_class
     tiny = torch.finfo(d_h.dtype).tiny
     d_h = d_h / (K * d_h.max().clamp_min(tiny))
     d_x = d_x / d_x.max().clamp_min(tiny)
     return beta * (mse_loss(d_h, d_x, reduction="sum") / size**2).square()
 
 
+class _DistanceError(torch.autograd.Function):
+    """The raw form's sum over the blocks of a batch, differentiable once, in the representation alone.
+
+    The gradient is worked out beside the value, pairs in pieces that stay in the processor's cache: autograd would
+    keep several arrays of all pairs, and fetch each from memory several times.
+    """
+
+    PAIRS = 1 << 18
+    """Pairs of a piece: a megabyte of distances in single precision."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        representation: Tensor,
+        members: Tensor | None,
+        d_x: Tensor,
+        same_class: Tensor | None,
+        K: float,
+        factor: float,
+    ) -> Tensor:
+        """Return factor · Σ (E·(K·D_h − D_x))².
+
+        Args:
+            representation: (B, …).
+            members: (blocks, n), the points of each block; None for one block of all.
+            d_x: (blocks, n, n).
+            same_class: E, (blocks, n, n) in the type of the distances; None where all pairs count.
+            K, factor: numbers.
+        """
+        flat = representation.flatten(1)
+        # K times the points is cheaper than K times all their distances.
+        points = K * (flat[None] if members is None else _gathered(flat, members))
+        count, size, _ = points.shape
+        norms = points.square().sum(2)
+        total, pulls = points.new_zeros(()), torch.empty_like(points)
+        many = max(1, _DistanceError.PAIRS // size**2)
+        long = size if many > 1 else max(1, _DistanceError.PAIRS // size)
+        for block, start in itertools.product(range(0, count, many), range(0, size, long)):
+            blocks, part = slice(block, block + many), slice(start, start + long)
+            others, own = points[blocks], points[blocks, part]
+            squares = norms[blocks, part, None] + norms[blocks, None]
+            squares = squares.baddbmm_(own, others.mT, alpha=-2).clamp_min_(0)
+            # The gradient of a distance of 0 is taken as 0, its smallest subgradient.
+            inverse = squares.rsqrt().nan_to_num_(posinf=0.0)
+            difference = squares.mul_(inverse).sub_(d_x[blocks, part])
+            # The distance of a point to itself, which rounding makes another.
+            difference.diagonal(start, 1, 2).zero_()
+            if same_class is not None:
+                difference.mul_(same_class[blocks, part])
+            along = difference.view(-1)
+            total += torch.dot(along, along)
+            # Of point i it is 4K Σ_j (K·D_h − D_x)_ij / (K·D_h)_ij · K(h_i − h_j), each pair being there twice.
+            weights = difference.mul_(inverse)
+            pulls[blocks, part] = (own * weights.sum(2, keepdim=True)).baddbmm_(weights, others, alpha=-1)
+        if ctx.needs_input_grad[0]:
+            pulls = pulls.mul_(4 * K * factor).flatten(0, 1)
+            gradient = pulls
+            if members is not None:
+                gradient = torch.zeros_like(flat).index_add_(0, members.flatten(), pulls)
+            ctx.save_for_backward(gradient.view_as(representation))
+        return total.mul_(factor)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        """Return the gradient of the representation.
+
+        Raises:
+            RuntimeError: a gradient of the gradient was asked for.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError("the raw isometry term can be differentiated only once")
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None, None, None, None
+
+
+def class_members(labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield which points of each batch are of one class.
+
+    All at once for all batches, since that takes less time than the step of one.
+
+    Args:
+        labels: (N,), int64 from 0 on; each ``batch_size`` in succession are a batch, the last maybe shorter.
+        batch_size: at least 1.
+
+    Yields:
+        For each batch, members (classes, n), int64: the place in the batch of each class's points, shorter classes
+        filled up with place 0; and (classes, n) bool: where there is a point and no filler, None for everywhere.
+    """
+    device, classes = labels.device, int(labels.max()) + 1
+    places = torch.arange(len(labels), device=device)
+    groups = places // batch_size * classes + labels
+    order = groups.argsort(stable=True)
+    counts = groups.bincount(minlength=-(-len(labels) // batch_size) * classes)
+    ranks = torch.arange(int(counts.max()), device=device)
+    members = torch.zeros(len(counts), len(ranks), dtype=torch.int64, device=device)
+    members[groups[order], places - (counts.cumsum(0) - counts)[groups[order]]] = order % batch_size
+    there = ranks < counts[:, None]
+    by_batch = counts.view(-1, classes)
+    least, most = by_batch.amin(1).tolist(), by_batch.amax(1).tolist()
+    for batch, (fewest, longest) in enumerate(zip(least, most, strict=True)):
+        part = slice(batch * classes, (batch + 1) * classes), slice(longest)
+        yield members[part], None if fewest == longest else there[part]
+
+
 @dataclass(frozen=True)
 class ClassBlocks:
-    """The pairs of one class in a set of points that every step sees whole, ready for the isometry term.
+    """The pairs of one class in a batch, ready for the isometry term.
 
-    Equal to :func:`isometry`, but only the blocks of one class are computed, and those of the inputs once.
+    Equal to :func:`isometry`, but only the blocks of one class are computed. Of a set that every step sees whole,
+    those of the inputs are computed once.
 
     Attributes:
         members: (classes, n), int64: the points of each class; shorter classes are filled up with point 0.
@@ -122,23 +230,48 @@ class ClassBlocks:
 
     @classmethod
     def of(cls, inputs: Tensor, labels: Tensor) -> "ClassBlocks":
-        """Return the blocks of a set of inputs (N, …) with labels (N,), int64."""
-        classes = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
-        members = torch.nn.utils.rnn.pad_sequence(classes, batch_first=True)
-        counts = torch.tensor([len(found) for found in classes], device=labels.device)
-        there = torch.arange(members.shape[1], device=labels.device) < counts[:, None]
-        same_class = None if there.all() else (there[:, :, None] & there[:, None, :]).to(inputs.dtype)
-        return cls(members, same_class, cls._within(inputs, members), len(labels))
+        """Return the blocks of a batch of inputs (B, …) with labels (B,), int64 from 0 on."""
+        ((members, there),) = class_members(labels, len(labels))
+        return cls.among(inputs, squared_norms(inputs), members, there)
 
-    @staticmethod
-    def _within(points: Tensor, members: Tensor) -> Tensor:
-        blocks = points.flatten(1)[members]
-        return torch.cdist(blocks, blocks)
+    @classmethod
+    def among(
+        cls,
+        inputs: Tensor,
+        norms: Tensor,
+        members: Tensor,
+        there: Tensor | None,
+        known: Tensor | None = None,
+    ) -> "ClassBlocks":
+        """Return the blocks of a batch whose :func:`squared_norms` and :func:`class_members` are known.
+
+        Args:
+            inputs: (B, …).
+            norms: (B,).
+            members, there: what :func:`class_members` yielded for the batch.
+            known: all distances between the inputs, (B, B), where they are known: with several levels of classes
+                to find them once takes less time.
+        """
+        if known is None:
+            distances = _distances(_gathered(inputs, members), norms[members])
+        else:
+            distances = known[members[:, :, None], members[:, None]]
+        same_class = None
+        if there is not None:
+            present = there.to(inputs.dtype)
+            same_class = present[:, :, None] * present[:, None]
+        return cls(members, same_class, distances, len(inputs))
 
     def isometry(self, representation: Tensor, *, beta: float, K: float = 1.0, form: Form = "raw") -> Tensor:
         """Return the penalty for the representation (N, …) of all points; arguments as of :func:`isometry`."""
-        d_h = self._within(_scaled(representation, K, form), self.members)
-        return _term(d_h, self.distances, self.same_class, self.size, beta, K, form)
+        return _term(representation, self.members, self.distances, self.same_class, self.size, beta, K, form)
+
+
+def _gathered(points: Tensor, members: Tensor) -> Tensor:
+    """Return the points of each class: (B, …), (classes, n) → (classes, n, d)."""
+    # Its gradient takes less time than that of an index.
+    chosen = points.flatten(1).index_select(0, members.flatten())
+    return chosen.view(*members.shape, -1)
 
 
 def sign_ascent(

@@ -471,7 +471,18 @@ def maps(points: pd.DataFrame, *, classes: Sequence[str], narrow: bool = False) 
             axes.scatter(of_class["x"], of_class["y"], s=3.5, color=colour, alpha=0.75, lw=0, rasterized=True)
         for name, (x, y) in panel.groupby("class")[["x", "y"]].median().iterrows():
             size = 10 if len(name) <= 2 else 6.5
-            axes.text(x, y, name, ha="center", va="center", fontweight="bold", fontsize=size, path_effects=halo)
+            # Above the middle, so that it hides no small cluster.
+            axes.annotate(
+                name,
+                (x, y),
+                xytext=(0, 2.5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontweight="bold",
+                fontsize=size,
+                path_effects=halo,
+            )
         axes.set_title(title, fontsize=8.5 if narrow else 10)
         axes.set(xticks=[], yticks=[])
         axes.grid(False)

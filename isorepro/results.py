@@ -252,7 +252,8 @@ def _html_table(frame: pd.DataFrame, label: str) -> str:
     for symbol, (kind, said) in {"✓": ("holds", "passed"), "✗": ("fails", "failed")}.items():
         mark = f'<span class="isorepro-{kind}" role="img" aria-label="{said}">{symbol}</span>'
         table = table.replace(f"<td>{symbol}", f"<td>{mark}")
-    # Sentences may break; numbers and names stay on one line.
+    # A row may break between words, not within an interval.
+    table = re.sub(r"\([−+]?\d[^()<]*\)(?=[^<]*</td>)", r'<span class="isorepro-whole">\g<0></span>', table)
     table = re.sub(r"<td>(?=[^<]{50,}</td>)", '<td class="isorepro-sentence">', table)
     # Focusable, so that a wide table can be scrolled by the keyboard.
     return f'{note}<div class="isorepro-scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>'

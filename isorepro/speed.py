@@ -258,18 +258,18 @@ def write(draft: Path, record: Path = RECORD) -> None:
         shown=scaling_table(grown),
         caption="How times grow. Left: a training step (batch of 100) against the number of training images; the "
         "released design looks distances up among those of all pairs. Middle: a step of this book against the "
-        "batch, with and without the isometry term, which compares all pairs of a batch (dotted: growth with the "
-        "square). Right: time per network against the processors used (dotted: in proportion). Lines: means; "
-        f"bands: 95 % intervals over repeated measurements. One thread in each process; {machine}.",
+        "batch, with and without the isometry term, which compares all pairs of a class in it (dotted: growth "
+        "with the square). Right: time per network against the processors used (dotted: in proportion). Lines: "
+        f"means; bands: 95 % intervals over repeated measurements. One thread in each process; {machine}.",
         alt="Three panels, the first two with logarithmic axes. The released design's step grows with the number "
         "of images; this book's stays level. With the batch both lines grow, the one with the term faster for "
         "large batches. With more processors the time per network falls.",
     )
     steps = grown[(grown["measure"] == BY_IMAGES) & (grown["way"] == OURS)].set_index("size")["mean"]
     numbers: dict[str, float | int | str] = {
-        name: known[name]
-        for name in ("written", "commit", "processor", "processors", "system", "torch", "minutes")
+        name: known[name] for name in ("commit", "processor", "processors", "system", "torch", "minutes")
     }
+    numbers["written"] = known["written"][:10]
     shown.numbers(**numbers, hours=HOURS, flat=float(steps[60_000] / steps[10_000]))
     for name, found in lineage.of_function("speed", "write").items():
         path = shown.folder / f"{name}.html"

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from isorepro import data, hierarchy, methods
 from isorepro.errors import Config, InputError
 from isorepro.hierarchy import Hierarchy
-from isorepro.losses import ClassBlocks, Form, isometry, pairwise_distances, squared_norms
+from isorepro.losses import ClassBlocks, Form, class_members, isometry, pairwise_distances, squared_norms
 from isorepro.methods import Clean, Course, Method, Options
 from isorepro.models import Features, Gradients, Readout, Stack
 
@@ -195,8 +195,8 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
     The config's method takes the place of the cross-entropy, or changes the network or the optimizer first. The
     network that is returned has plain weights, whatever a method made them of.
 
-    Distances are those of one mini-batch at a time: memory does not grow with the square of the set. In full-batch
-    training those of the inputs are computed once.
+    Distances are those within the classes of one mini-batch at a time: memory does not grow with the square of the
+    set. In full-batch training those of the inputs are computed once.
 
     Args:
         config: the configuration.
@@ -226,7 +226,7 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
     shuffle = torch.Generator().manual_seed(config.seed)
     full_batch = config.batch_size >= len(inputs)
     blocks = [ClassBlocks.of(inputs, row) for row in labels] if full_batch and config.beta else None
-    norms = squared_norms(inputs) if config.beta and not full_batch else None
+    norms = squared_norms(inputs)
     trained = [model.trained_by(level, config.gradients) for level in range(len(labels))]
     # About a thousand examples, spread over the set, which may be sorted.
     stride = -(-len(inputs) // 1000)
@@ -238,18 +238,19 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
         began = time.process_time()
         if full_batch:
             now = replace(course, epoch=epoch, progress=(epoch - 1) / config.epochs)
-            means = epoch_means(
-                [step(model, optimizer, inputs, labels, config, blocks, trained, None, now)], labels
-            )
+            means = epoch_means([step(model, optimizer, inputs, labels, config, blocks, trained, now)], labels)
         else:
             order, measured = torch.randperm(len(inputs), generator=shuffle).to(device), []
-            batches = order.split(config.batch_size)
+            batches, drawn = order.split(config.batch_size), labels[:, order]
+            within = [class_members(row, config.batch_size) for row in drawn] if config.beta else []
             for number, batch in enumerate(batches):
                 part = inputs.index_select(0, batch), labels.index_select(1, batch)
-                own_norms = None if norms is None else norms[batch]
+                batch_norms = norms[batch]
+                whole = pairwise_distances(part[0], batch_norms) if len(within) > 1 else None
+                own = [ClassBlocks.among(part[0], batch_norms, *next(members), whole) for members in within]
                 now = replace(course, epoch=epoch, progress=(epoch - 1 + number / len(batches)) / config.epochs)
-                measured.append(step(model, optimizer, *part, config, None, trained, own_norms, now))
-            means = epoch_means(measured, labels[:, order])
+                measured.append(step(model, optimizer, *part, config, own, trained, now))
+            means = epoch_means(measured, drawn)
         spent += time.process_time() - began
         if not torch.isfinite(means).all():
             loss = means[:, :2].sum().item()
@@ -280,7 +281,6 @@ def step(
     config: TrainingConfig,
     blocks: Sequence[ClassBlocks] | None = None,
     trained: Sequence[Sequence[nn.Parameter]] | None = None,
-    norms: Tensor | None = None,
     now: Course | None = None,
 ) -> list[Measured]:
     """Take one optimizer step on one batch (with ``adam="anew"`` one for each level, coarse to fine).
@@ -291,16 +291,17 @@ def step(
         inputs: (B, …).
         labels: of every level, (levels, B).
         config: what decides the loss and what it trains.
-        blocks: of every level, where they are known; else the batch's distances are computed.
+        blocks: of every level, where they are known; else they are found here. Without the isometry term none are
+            needed.
         trained: of every level, the parameters that its loss trains (:meth:`isorepro.models.Stack.trained_by`);
             without them they are found anew, which takes time.
-        norms: the inputs' squared norms (B,), where they are known; saves time.
         now: how far the training is, with the config's method; without it the training begins, which takes time.
 
     Returns:
         What was measured at every level, before the step.
     """
-    distances = pairwise_distances(inputs, norms) if config.beta and not blocks else None
+    if config.beta and not blocks:
+        blocks = [ClassBlocks.of(inputs, row) for row in labels]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     now = now or Course.begin(Method.of(config.method, config.options), inputs, config.seed)
     everything = range(len(labels))
@@ -316,11 +317,10 @@ def step(
         for level in together:
             batch = now.batch(level, model, inputs, labels[level], clean)
             loss = now.method.loss(batch)
-            weights: dict[str, Any] = {"beta": config.beta, "K": config.K, "form": config.form}
             if blocks:
-                penalty = blocks[level].isometry(batch.representation, **weights)
-            elif distances is not None:
-                penalty = isometry(batch.representation, distances, labels[level], **weights)
+                penalty = blocks[level].isometry(
+                    batch.representation, beta=config.beta, K=config.K, form=config.form
+                )
             else:
                 penalty = torch.zeros_like(loss)
             own = trained[level] if trained else model.trained_by(level, config.gradients)

@@ -85,6 +85,7 @@ def test_families_that_cannot_be_are_refused(short: Any, message: str) -> None:
             "weight decay + isometry",
             "weight decay + isometry, with β = 1, K = 1",
         ),
+        ({"method": "trades", "options": {"beta": 3.0}}, "TRADES", "TRADES, beta = 3"),
     ],
 )
 def test_settings_are_told_in_words(fields: dict[str, Any], family: str, told: str) -> None:
@@ -201,18 +202,21 @@ def measured() -> dict[str, pd.DataFrame]:
         keys.assign(measure=measure, relation=relation, value=random.random(len(keys)))
         for measure, relation in (*comparison.OVERVIEW.values(), ("spearman", "between"))
     ]
-    costs = keys.assign(processor_seconds=random.random(len(keys)) + 1)
-    return {"curves": pd.concat(curves), "kept": pd.concat(kept), "costs": costs}
+    trained = keys.assign(processor_seconds=random.random(len(keys)) + 1, clean=random.random(len(keys)))
+    return {"curves": pd.concat(curves), "kept": pd.concat(kept), "trained": trained}
 
 
 def test_an_overview_takes_each_measure_from_its_table(measured: dict[str, pd.DataFrame]) -> None:
     found = comparison.overview(**measured, epsilon=0.1)
     assert found.groupby("measure").size().to_dict() == dict.fromkeys(
-        [*comparison.OVERVIEW, "robust", "seconds"], 8
+        [*comparison.OVERVIEW, "robust", "clean", "seconds"], 8
     )
     wide = found.pivot(index=["setting", "seed"], columns="measure", values="value")
     curves = measured["curves"].query("norm == 'L∞' and epsilon == 0.1").set_index(["setting", "seed"])["accuracy"]
     pd.testing.assert_series_equal(wide["robust"], curves, check_names=False)
+    for name, column in {"clean": "clean", "seconds": "processor_seconds"}.items():
+        of_training = measured["trained"].set_index(["setting", "seed"])[column]
+        pd.testing.assert_series_equal(wide[name], of_training, check_names=False)
     within = measured["kept"].query("measure == 'spearman' and relation == 'within'")
     pd.testing.assert_series_equal(
         wide["spearman"], within.set_index(["setting", "seed"])["value"], check_names=False
@@ -235,7 +239,7 @@ def test_spread_differences_and_costs_are_those_of_t_intervals(measured: dict[st
         np.testing.assert_allclose(difference.loc[("ours", measure), ["low", "high"]].tolist(), list(interval))
     sample = wide.loc["seconds"]
     ratio = sample["ours"] / sample["CE"]
-    found = comparison.cost_ratio(measured["costs"], "ours", "CE")
+    found = comparison.cost_ratio(measured["trained"], "ours", "CE")
     expected_ends = scipy_stats.t.interval(0.95, 3, ratio.mean(), scipy_stats.sem(ratio))
     np.testing.assert_allclose(found, [ratio.mean(), *expected_ends])
 

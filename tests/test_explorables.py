@@ -105,12 +105,13 @@ def test_the_slider_over_weights_has_every_number_of_the_curves() -> None:
 def test_maps_keep_their_shape_and_images_their_pixels() -> None:
     found = by_weight()
     assert [found["map"]["classes"][place] for place in found["map"]["of"]] == list(np.repeat(DIGITS, 5))
-    shown = np.concatenate([unpacked(text, "<u2").reshape(-1, 2) for text in found["map"]["points"]])
-    original = maps()[["x", "y"]].to_numpy()
-    # One scale for both axes and all networks, the whole in the middle of the square.
-    scale = np.ptp(original, axis=0).max()
-    assert np.diff(shown, axis=0) == pytest.approx(np.diff(original, axis=0) / scale, abs=4e-5)
-    assert shown.min(0) + shown.max(0) == pytest.approx([1, 1], abs=4e-5)
+    for beta, text in zip(BETAS, found["map"]["points"], strict=True):
+        shown = unpacked(text, "<u2").reshape(-1, 2)
+        original = maps().loc[maps()["beta"] == beta, ["x", "y"]].to_numpy()
+        # One scale for both axes, the whole in the middle of the square.
+        scale = np.ptp(original, axis=0).max()
+        assert np.diff(shown, axis=0) == pytest.approx(np.diff(original, axis=0) / scale, abs=4e-5)
+        assert shown.min(0) + shown.max(0) == pytest.approx([1, 1], abs=4e-5)
     for beta, text, taken in zip(BETAS, found["images"]["pixels"], found["images"]["taken"], strict=True):
         rows = examples()[examples()["beta"] == beta]
         assert unpacked(text, "u1") == pytest.approx(
@@ -252,8 +253,8 @@ def test_a_weight_moves_curves_map_and_images_together(opened: Open) -> None:
             "dots => dots.map(dot => [Number(dot.getAttribute('cx')), -Number(dot.getAttribute('cy'))])"
         )
         own = maps().query("beta == @beta")[["x", "y"]].to_numpy()
-        everything = np.ptp(maps()[["x", "y"]].to_numpy(), axis=0).max()
-        assert np.diff(spots, axis=0) / 276 == pytest.approx(np.diff(own, axis=0) / everything, abs=1e-3)
+        extent = np.ptp(own, axis=0).max()
+        assert np.diff(spots, axis=0) / 276 == pytest.approx(np.diff(own, axis=0) / extent, abs=1e-3)
         rows = examples().query("beta == @beta")
         expected = [a if a == b else f"{a} → {b}" for a, b in zip(rows["label"], rows["predicted"], strict=True)]
         assert figure.locator(".isorepro-images div").all_inner_texts() == expected

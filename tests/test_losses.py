@@ -12,6 +12,7 @@ from torch import Tensor
 from isorepro.losses import (
     ClassBlocks,
     Form,
+    class_members,
     isometry,
     jacobian_norm,
     local_isometry,
@@ -337,3 +338,59 @@ def test_the_jacobian_of_a_linear_map_has_the_norm_of_its_matrix() -> None:
     largest = 4 * torch.linalg.svdvals(W)[0].item() ** 2
     for _ in range(20):
         assert 0 < jacobian_norm(x.flatten(1) @ W.T, x, projections=1, generator=generator).item() < largest
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 300, 10**6])
+@pytest.mark.parametrize("sizes", [(30,), (12, 12, 12), (20, 3, 1)])
+def test_pairs_in_pieces_give_the_value_and_the_gradient_of_plain_autograd(
+    pairs: int, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isorepro.losses._DistanceError.PAIRS", pairs)
+    inputs, representation, _ = batch(7, sum(sizes))
+    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[order]
+    bare, ours = (representation.clone().requires_grad_() for _ in range(2))
+    apart = ~torch.eye(len(labels), dtype=torch.bool)
+    same = (labels[:, None] == labels) & apart
+    d_h = (bare[:, None] - bare[None])[same].square().sum(1).sqrt()
+    expected = 0.7 * (3.0 * d_h - pairwise_distances(inputs)[same]).square().sum() / len(labels) ** 2
+    found = ClassBlocks.of(inputs, labels).isometry(ours, beta=0.7, K=3.0)
+    torch.testing.assert_close(found, expected)
+    # Another factor before the gradient goes on, as where terms are added.
+    torch.testing.assert_close(
+        torch.autograd.grad(2 * found, ours)[0], torch.autograd.grad(2 * expected, bare)[0], rtol=1e-9, atol=1e-12
+    )
+
+
+def test_the_gradient_of_the_gradient_is_refused() -> None:
+    inputs, representation, labels = batch(8)
+    h = representation.requires_grad_()
+    term = isometry(h, pairwise_distances(inputs), labels, beta=1.0)
+    with pytest.raises(RuntimeError, match="only once"):
+        torch.autograd.grad(term, h, create_graph=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=labelled(), size=st.integers(1, 40))
+def test_members_of_all_batches_are_those_of_a_loop(labels: Tensor, size: int) -> None:
+    found = list(class_members(labels, size))
+    batches = labels.split(size)
+    assert len(found) == len(batches)
+    for (members, there), own in zip(found, batches, strict=True):
+        assert len(members) == labels.max() + 1
+        assert members.shape[1] == own.bincount().max()
+        for label, (places, present) in enumerate(
+            zip(members, torch.ones_like(members, dtype=torch.bool) if there is None else there, strict=True)
+        ):
+            assert places[present].tolist() == (own == label).nonzero().squeeze(1).tolist()
+            assert not places[~present].any()
+
+
+def test_blocks_of_known_distances_are_those_of_their_own() -> None:
+    inputs, _, labels = batch(9, 40)
+    ((members, there),) = class_members(labels, 40)
+    norms = squared_norms(inputs)
+    own = ClassBlocks.among(inputs, norms, members, there)
+    known = ClassBlocks.among(inputs, norms, members, there, pairwise_distances(inputs))
+    present = own.same_class.bool() if own.same_class is not None else slice(None)
+    torch.testing.assert_close(own.distances[present], known.distances[present], rtol=1e-9, atol=1e-7)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from isorepro import data, hierarchy, training
 from isorepro.errors import InputError
-from isorepro.losses import Form, isometry, pairwise_distances, squared_norms
+from isorepro.losses import Form, class_members, pairwise_distances, squared_norms
 from isorepro.models import Stack
 from isorepro.training import TrainedModel, TrainingConfig, build, clean_accuracy, step, train
 
@@ -218,10 +218,9 @@ def of_torus(**fields: object) -> TrainingConfig:
 
 
 def by_hand(x: Tensor, y: Tensor, h: Tensor, logits: Tensor, config: TrainingConfig) -> Tensor:
-    """A level's loss from the package's term (tested by itself) on the batch's distances."""
-    distances = pairwise_distances(x, squared_norms(x))
-    penalty = isometry(h, distances, y, beta=config.beta, K=config.K, form=config.form)
-    return cross_entropy(logits, y) + penalty
+    """A level's loss from the package's term (tested by itself) on the batch's classes."""
+    blocks = training.ClassBlocks.of(x, y)
+    return cross_entropy(logits, y) + blocks.isometry(h, beta=config.beta, K=config.K, form=config.form)
 
 
 @pytest.mark.parametrize("form", ["raw", "normalised"])
@@ -264,8 +263,12 @@ def test_the_coarsest_block_is_trained_as_if_it_were_alone(adam: str, batch_size
     for _ in range(2):
         order = torch.arange(1600) if blocks else torch.randperm(1600, generator=shuffle)
         for batch in order.split(batch_size):
-            x = dataset.train_inputs[batch]
-            step(alone, optimizer, x, coarse[:, batch], flat, blocks, norms=squared_norms(x))
+            x, y = dataset.train_inputs[batch], coarse[:, batch]
+            # The distances of the tree's three levels are found at once.
+            known = pairwise_distances(x, squared_norms(x))
+            members = next(class_members(y[0], len(x)))
+            own = blocks or [training.ClassBlocks.among(x, squared_norms(x), *members, known)]
+            step(alone, optimizer, x, y, flat, own)
     found = train(config).model.state_dict()
     for name, weight in alone.state_dict().items():
         assert torch.equal(weight, found[name]), name
