@@ -36,7 +36,14 @@ from torch.nn.functional import cross_entropy
 
 from isorepro import attacks, data, ensemble, hierarchy, paths, provenance, speed, sweep
 from isorepro import profiles as runs
-from isorepro.losses import ClassBlocks, class_members, squared_norms
+from isorepro.losses import (
+    ClassBlocks,
+    Form,
+    class_members,
+    isometry,
+    pairwise_distances,
+    squared_norms,
+)
 from isorepro.methods import Course, Method
 from isorepro.progress import say
 from isorepro.speed import OURS
@@ -286,15 +293,26 @@ def torus_step() -> Iterator[Rows]:
     inputs = dataset.train_inputs
     labels = hierarchy.level_labels(config.hierarchy, dataset.train_labels, 8)
     blocks = [ClassBlocks.of(inputs, row) for row in labels]
+
+    class AllPairs(ClassBlocks):
+        """Pairs of different classes computed as well, and made zero."""
+
+        def isometry(self, representation: Tensor, *, beta: float, K: float = 1.0, form: Form = "raw") -> Tensor:
+            return isometry(representation, self.distances, self.members, beta=beta, K=K, form=form)
+
+    def all_pairs() -> list[ClassBlocks]:
+        distances = pairwise_distances(inputs)
+        return [AllPairs(row, None, distances, len(row)) for row in labels]
+
     model = build(config, inputs, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     now = Course.begin(Method.of(config.method), inputs, config.seed)
 
-    def run(known: list[ClassBlocks] | None) -> None:
+    def run(known: Callable[[], list[ClassBlocks]]) -> None:
         for _ in range(steps):
-            step(model, optimizer, inputs, labels, config, known, None, now)
+            step(model, optimizer, inputs, labels, config, known(), None, now)
 
-    ways = {OURS: lambda: run(blocks), "all distances": lambda: run(None)}
+    ways = {OURS: lambda: run(lambda: blocks), "all distances": lambda: run(all_pairs)}
     yield in_turn(speed.TORUS_STEP, ways, 7, units=steps)
 
 
