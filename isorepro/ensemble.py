@@ -1,8 +1,8 @@
 """AutoAttack, attacks without gradients, and curves under every attack with the worst case of them all.
 
-AutoAttack's parts are those of the package pyautoattack. It is slow, so that a part of the test images must do:
-another draw for each seed, one for all networks of a seed, so that intervals over seeds hold the variation of the
-images as well.
+AutoAttack's parts are those of the package pyautoattack, or give its images. It is slow, so that a part of the
+test images must do: another draw for each seed, one for all networks of a seed, so that intervals over seeds hold
+the variation of the images as well.
 """
 
 import bisect
@@ -127,6 +127,80 @@ def _square_side(query: int, height: int, width: int) -> int:
     return min(max(side, 1), height, width)
 
 
+def fab(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor, *, iterations: int = 100) -> Tensor:
+    """Look for the nearest image that is taken for another class, without any radius (FAB, Croce & Hein 2020).
+
+    Each iteration takes the boundary between the true class and the target for a plane and goes a little beyond it
+    from the point reached, drawn towards the image; from what fools it goes a part of the way back. Steps and
+    settings are those of the package pyautoattack, and the distances reached differ by rounding. The package sorts
+    pixels to find a step, which takes longer.
+
+    Args:
+        model: images (B, …) in [0, 1] → logits (B, classes).
+        images: (N, …) in [0, 1], all classified correctly.
+        labels: (N,), int64.
+        targets: (N,), int64, none the label: the class to which the boundary is approached.
+        iterations: two forward passes and one backward each, ≥ 1.
+
+    Returns:
+        Images of the same shape; those that were not fooled are unchanged.
+    """
+    overshoot, most_drawn, back = 1.05, 0.1, 0.9
+    ends, origin = torch.stack([labels, targets], 1), images.flatten(1)
+    result, point = images.clone(), images
+    nearest = torch.full((len(images),), math.inf, dtype=images.dtype, device=images.device)
+    for _ in range(iterations):
+        with torch.enable_grad():
+            point = point.detach().requires_grad_()
+            own, other = model(point).gather(1, ends).unbind(1)
+            (slopes,) = torch.autograd.grad((own - other).sum(), point)
+        lead, slopes, at = (own - other).detach(), slopes.flatten(1), point.detach().flatten(1)
+        lead_at_origin = lead + (slopes * (origin - at)).sum(1)
+        moves = _to_plane(torch.cat([at, origin]), torch.cat([slopes, slopes]), torch.cat([lead, lead_at_origin]))
+        lengths = moves.abs().amax(1, keepdim=True).clamp_min_(1e-8)
+        (move, from_origin), (length, length_from_origin) = moves.chunk(2), lengths.chunk(2)
+        drawn = (length / (length + length_from_origin)).clamp_max_(most_drawn)
+        at = torch.lerp(at + overshoot * move, origin + overshoot * from_origin, drawn).clamp_(*PIXELS)
+        with torch.no_grad():
+            fooled = (model(at.view_as(images)).argmax(1) != labels).nonzero().squeeze(1)
+        moved = at[fooled] - origin[fooled]
+        distance = moved.abs().amax(1)
+        nearer = distance < nearest[fooled]
+        nearest[fooled[nearer]] = distance[nearer]
+        result[fooled[nearer]] = at[fooled[nearer]].view_as(result[fooled[nearer]])
+        at[fooled] = origin[fooled] + back * moved
+        point = at.view_as(images)
+    return result
+
+
+def _to_plane(points: Tensor, slopes: Tensor, values: Tensor) -> Tensor:
+    """Return the moves, shortest in L∞, that stay in [0, 1] and bring linear functions to 0, or as near as can be.
+
+    All pixels that can move by λ do; the others go to their end. How much the function changes is concave in λ and
+    linear between the ends, so that Newton's method from below reaches the λ wanted in a few steps, and exactly.
+
+    Args:
+        points: (N, D) in [0, 1].
+        slopes: of the function at each point, (N, D).
+        values: of the function there, (N,).
+
+    Returns:
+        (N, D).
+    """
+    slopes, values = slopes * values.sign()[:, None], values.abs()
+    weights, room = slopes.abs(), torch.where(slopes > 0, points, 1 - points)
+    costs, length, ended = weights * room, values.new_zeros(len(values)), None
+    while True:
+        at_end = room < length[:, None]
+        count = at_end.sum(1)
+        if ended is not None and torch.equal(count, ended):
+            return slopes.sign().neg_() * torch.minimum(length[:, None], room)
+        spent, left = costs.mul(at_end).sum(1), weights.masked_fill(at_end, 0).sum(1)
+        # Where no pixel is left that changes anything, all go to their ends. Rounding must not turn back.
+        reached = ((values - spent) / left).masked_fill_(left == 0, math.inf)
+        length, ended = torch.maximum(length, reached), count
+
+
 def _radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
     """Return a radius for each image, as (N, 1, …)."""
     radii = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device).expand(len(images))
@@ -145,9 +219,9 @@ def autoattack(
 ) -> Tensor:
     """Attack by the standard AutoAttack ensemble (Croce & Hein 2020).
 
-    APGD on the cross-entropy, APGD on the targeted difference-of-logits ratio, targeted FAB (single runs of these
-    are the package pyautoattack's), and Square, each on the images that withstood the ones before; nine targets,
-    or as many as there are other classes.
+    APGD on the cross-entropy, APGD on the targeted difference-of-logits ratio (single runs of these are the
+    package pyautoattack's), targeted FAB and Square, each on the images that withstood the ones before; nine
+    targets, or as many as there are other classes.
 
     Args:
         model: images (B, channels, height, width) in [0, 1] → logits (B, classes).
@@ -187,9 +261,7 @@ def _ensemble(
         InputError: fewer than four classes.
     """
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-    from pyautoattack.fab_pt import FABAttack_PT
 
-    # FAB takes gradients of the parameters as well unless they want none.
     model = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
         clean = model(images)
@@ -198,7 +270,6 @@ def _ensemble(
     shared: dict[str, Any] = {"n_iter": iterations, "eps": 0.0, "seed": seed, "device": images.device}
     apgd = APGDAttack(model, **shared, logger=_SILENT)
     targeted = APGDAttack_targeted(model, **shared, logger=_SILENT)
-    fab = FABAttack_PT(model, **shared, targeted=True)
 
     # The package's own loops take one radius for all images; a single run of APGD takes one for each.
     def by_apgd(attack: APGDAttack, rank: int | None, chosen: Tensor, radii: Tensor) -> Tensor:
@@ -210,9 +281,8 @@ def _ensemble(
 
     # It looks for the nearest image that fools, whatever the radius.
     def by_fab(rank: int, chosen: Tensor, radii: Tensor) -> Tensor:
-        fab.target_class = rank
-        found: Tensor = fab.attack_single_run(images[chosen], labels[chosen], is_targeted=True)
-        return found
+        targets = clean[chosen].argsort(1)[:, -rank]
+        return fab(model, images[chosen], labels[chosen], targets, iterations=iterations)
 
     def by_square(chosen: Tensor, radii: Tensor) -> Tensor:
         return square(model, images[chosen], labels[chosen], epsilon=radii.flatten(), queries=queries, seed=seed)

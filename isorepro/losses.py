@@ -59,7 +59,8 @@ def isometry(
     * normalised: β · [mean_ij (E·D_h / (K·max E·D_h) − E·D_x / max E·D_x)²]²
 
     The mean runs over all B² pairs, those of different classes included as zeros.
-    In the normalised form, distances that are all zero stay zero.
+    In the normalised form, distances that are all zero stay zero. The raw form has
+    a gradient, but no gradient of the gradient.
 
     Args:
         representation: (B, …), any finite values.

@@ -6,8 +6,12 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as hypothesis
 from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack
+from pyautoattack.fab_projections import projection_linf
+from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from scipy import stats
 from torch import Tensor, nn
@@ -122,6 +126,49 @@ def test_square_is_the_packages(trained: TrainedModel, images_and_labels: Images
     assert 0 < fooled.sum() < len(fooled)
     torch.testing.assert_close(found[right], expected, rtol=0, atol=1e-6)
     assert torch.equal(found[~right], images[~right])
+
+
+@pytest.mark.parametrize("rank", [2, 7])
+def test_fab_goes_as_far_as_the_package(trained: TrainedModel, images_and_labels: Images, rank: int) -> None:
+    right = attacks.correct_predictions(trained.model, *images_and_labels)
+    images, labels = images_and_labels[0][right][:60], images_and_labels[1][right][:60]
+    # A copy, since the package leaves gradients on the parameters.
+    package = FABAttack_PT(
+        copy.deepcopy(trained.model), n_iter=30, eps=0.0, seed=0, device=images.device, targeted=True
+    )
+    package.target_class = rank
+    expected = package.attack_single_run(images, labels, is_targeted=True)
+    targets = trained.model(images).argsort(1)[:, -rank]
+    found = ensemble.fab(trained.model, images, labels, targets, iterations=30)
+    fooled = trained.model(found).argmax(1) != labels
+    assert torch.equal(fooled, (found != images).flatten(1).any(1))
+    assert fooled.any()
+    far, wanted = ((moved - images).abs().flatten(1).amax(1) for moved in (found, expected))
+    torch.testing.assert_close(far, wanted, rtol=1e-3, atol=1e-5)
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=hypothesis.integers(0, 2**31), reach=hypothesis.sampled_from([0.0, 0.1, 0.9, 1.5]))
+def test_a_move_to_a_plane_is_the_packages_and_the_shortest(seed: int, reach: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(9, 12, generator=generator, dtype=torch.float64)
+    points = torch.where(points < 0.2, 0.0, torch.where(points > 0.8, 1.0, points))
+    slopes = torch.randn(9, 12, generator=generator, dtype=torch.float64)
+    slopes[:, 0] = 0
+    slopes[8] = 0
+    # How much can be changed at most in either direction; from 1 on the plane is out of reach.
+    signs = torch.tensor([1.0, -1.0, 0.0] * 3, dtype=torch.float64)
+    room = torch.where(slopes * signs[:, None] > 0, points, 1 - points)
+    values = reach * signs * (slopes.abs() * room).sum(1)
+    found = ensemble._to_plane(points, slopes, values)
+    assert ((points + found).clamp(0, 1) - (points + found)).abs().max() < 1e-12
+    expected = projection_linf(points, slopes, (slopes * points).sum(1) - values).double()
+    torch.testing.assert_close(found[:8], expected[:8], rtol=1e-5, atol=1e-6)
+    assert not found[8].any()
+    if reach < 1:
+        torch.testing.assert_close((slopes * found).sum(1), -values, rtol=1e-9, atol=1e-9)
 
 
 def test_attacks_stay_in_the_ball_and_change_nothing_around_them(
