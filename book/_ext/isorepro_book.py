@@ -1,6 +1,7 @@
 """Sphinx extension of the book: numbers and figures of the run, and scripts that lie on disk."""
 
 import json
+import re
 from collections.abc import Callable
 from importlib.metadata import distribution
 from importlib.resources import files
@@ -143,6 +144,36 @@ def wait_for_formulas(
         app.add_js_file(None, body=TYPESETTING)
 
 
+# Code, drawings, data and formulas, which stay as they are; other tags.
+LEFT = re.compile(
+    r'(<(pre|code|script|style|svg)\b.*?</\2>|<(?:span|div) class="math[^>]*>.*?</(?:span|div)>|<[^>]*>)',
+    re.DOTALL,
+)
+TIED = {
+    re.compile(r"(?<=\d)[ \u00a0]?%"): "\u00a0%",
+    re.compile(r"(?<=[Kβε])[ \u00a0]=[ \u00a0](?=[\d−])"): "\u00a0=\u00a0",
+}
+
+
+def tied(html: str) -> str:
+    """Return a page in which no line ends between a number and its percent sign, or in "β = 0.1".
+
+    Notebooks and captions write "5%" and "5 %"; the page has one of them.
+    """
+    parts = LEFT.split(html)
+    # Text stands at every third place, between a tag and the name that the second group found in it.
+    for place in range(0, len(parts), 3):
+        for mark, other in TIED.items():
+            parts[place] = mark.sub(other, parts[place])
+    return "".join(part for place, part in enumerate(parts) if place % 3 != 2)
+
+
+def tie(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """Tie numbers to what belongs to them (:func:`tied`) on each page."""
+    if "body" in context:
+        context["body"] = tied(context["body"])
+
+
 def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
     """Return a module's source and where its names are defined, read from the file: nothing is imported."""
     path = Path(app.srcdir) / "isorepro" / f"{module.rpartition('.')[2]}.py"
@@ -176,6 +207,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("viewcode-find-source", source_of)
     app.connect("html-page-context", load_scripts)
     app.connect("html-page-context", wait_for_formulas)
+    app.connect("html-page-context", tie)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
