@@ -151,12 +151,13 @@ LEFT = re.compile(
 )
 TIED = {
     re.compile(r"(?<=\d)[ \u00a0]?%"): "\u00a0%",
+    re.compile(r"(?<=\d) (?=(?:ms|s|min|h|MB|GB|points|steps)\b)|(?<=[≥≤]) (?=\d)"): "\u00a0",
     re.compile(r"(?<=[Kβε])[ \u00a0]=[ \u00a0](?=[\d−])"): "\u00a0=\u00a0",
 }
 
 
 def tied(html: str) -> str:
-    """Return a page in which no line ends between a number and its percent sign, or in "β = 0.1".
+    """Return a page in which no line ends between a number and its unit, or in "β = 0.1" or "≥ 2".
 
     Notebooks and captions write "5%" and "5 %"; the page has one of them.
     """
