@@ -142,34 +142,39 @@ def test_no_notebook_leaves_a_warning_on_its_page(run: Path) -> None:
             assert "".join(itertools.chain.from_iterable(markup)).strip(), path.stem
 
 
+def loose(text: str) -> str:
+    """A text as notebooks write it and not as pages tie it: percent signs close by, other units after a space."""
+    return text.replace("\xa0", " ").replace(" %", "%")
+
+
 def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site: str) -> None:
     numbers = json.loads((run / "results/mnist_robustness/numbers.json").read_text())
     page = browser.new_page()
     page.goto(f"{site}/index.html")
-    text = page.locator("article").inner_text()
+    text = loose(page.locator("article").inner_text())
     for name in ("released_fgsm_ce", "released_fgsm_best", "pgd_ce", "pgd_best"):
-        assert f"{numbers[name]:.0%}" in text
+        assert loose(f"{numbers[name]:.0%}") in text
     structure = {
         name: json.loads((run / f"results/{name}/numbers.json").read_text())
         for name in ("rings", "decision_boundary", "mnist_structure", "torus", "mnist_hierarchy")
     }
-    assert f"{structure['rings']['spearman_isometric']:.3f}" in text
-    assert structure["rings"]["verdict"] in text
-    assert structure["torus"]["verdict_held_out_isometric"] in text
-    assert structure["mnist_hierarchy"]["error_given_pgd"] in text
-    assert structure["decision_boundary"]["torus_local_distortion_verdict"] in text
-    assert f"{structure['mnist_structure']['raw_strongest_accuracy']:.1%}" in text
+    assert loose(f"{structure['rings']['spearman_isometric']:.3f}") in text
+    assert loose(structure["rings"]["verdict"]) in text
+    assert loose(structure["torus"]["verdict_held_out_isometric"]) in text
+    assert loose(structure["mnist_hierarchy"]["error_given_pgd"]) in text
+    assert loose(structure["decision_boundary"]["torus_local_distortion_verdict"]) in text
+    assert loose(f"{structure['mnist_structure']['raw_strongest_accuracy']:.1%}") in text
     assert "smoke" in page.locator(".bd-header-announcement").inner_text()
     page.goto(f"{site}/reproduce.html")
     manifest = json.loads((run / "manifest.json").read_text())
-    text = page.locator("article").inner_text()
+    text = loose(page.locator("article").inner_text())
     assert manifest["commit"] in text
     assert manifest["versions"]["torch"] in text
     page.goto(f"{site}/released_code.html")
-    text = page.locator("article").inner_text()
-    assert numbers["best_gain_released_fgsm"] in text
-    assert structure["mnist_hierarchy"]["september_2022_pgd"] in text
-    assert structure["torus"]["training_accuracy"] in text
+    text = loose(page.locator("article").inner_text())
+    assert loose(numbers["best_gain_released_fgsm"]) in text
+    assert loose(structure["mnist_hierarchy"]["september_2022_pgd"]) in text
+    assert loose(structure["torus"]["training_accuracy"]) in text
     page.close()
 
 
@@ -319,7 +324,7 @@ def test_the_front_page_shows_the_checks_of_the_attacks_beside_its_curves(
     shown = table.locator("tbody tr").all_inner_texts()
     assert len(shown) == counted["check"].nunique() == 12
     for row, text in zip(counted["check"].drop_duplicates(), shown, strict=True):
-        assert text.startswith(row)
+        assert loose(text).startswith(row)
     failed = counted[counted["passed"] < counted["networks"]]
     assert table.get_by_role("img", name="failed").count() == len(failed)
     assert table.get_by_role("img", name="passed").count() == len(counted) - len(failed)
