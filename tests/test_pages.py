@@ -223,7 +223,8 @@ def test_every_figure_tells_how_it_was_made(seen: tuple[str, dict[str, Look]]) -
                 assert any(re.search(rf"/notebooks/\w+\.html#{made['id']}$", link) for link in links), name
                 assert any(re.search(r"/_sources/notebooks/\w+\.ipynb$", link) for link in links), name
                 seeds = "0" if made["id"] in single else r"0, 1( \(seeds\); 0 \(\w+_seed\))?"
-                took = r"(\d+ s|less than 1 s|\d+:\d\d min)"
+                # The page keeps a unit on the line of its number.
+                took = r"(\d+\s+s|less than 1\s+s|\d+:\d\d\s+min)"
                 told = rf"Seeds\n+{seeds}\n+Time\n+{took} in these cells"
                 assert re.search(told, made["text"]), made["text"]
     assert len(looks["index.html"].made) == len(looks["speed.html"].made) == 2
