@@ -226,7 +226,7 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
     shuffle = torch.Generator().manual_seed(config.seed)
     full_batch = config.batch_size >= len(inputs)
     blocks = [ClassBlocks.of(inputs, row) for row in labels] if full_batch and config.beta else None
-    norms = squared_norms(inputs)
+    norms = squared_norms(inputs) if config.beta and not full_batch else None
     trained = [model.trained_by(level, config.gradients) for level in range(len(labels))]
     # About a thousand examples, spread over the set, which may be sorted.
     stride = -(-len(inputs) // 1000)
@@ -243,11 +243,13 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
             order, measured = torch.randperm(len(inputs), generator=shuffle).to(device), []
             batches, drawn = order.split(config.batch_size), labels[:, order]
             within = [class_members(row, config.batch_size) for row in drawn] if config.beta else []
+            own: list[ClassBlocks] = []
             for number, batch in enumerate(batches):
                 part = inputs.index_select(0, batch), labels.index_select(1, batch)
-                batch_norms = norms[batch]
-                whole = pairwise_distances(part[0], batch_norms) if len(within) > 1 else None
-                own = [ClassBlocks.among(part[0], batch_norms, *next(members), whole) for members in within]
+                if norms is not None:
+                    near = norms[batch]
+                    whole = pairwise_distances(part[0], near) if len(within) > 1 else None
+                    own = [ClassBlocks.among(part[0], near, *next(members), whole) for members in within]
                 now = replace(course, epoch=epoch, progress=(epoch - 1 + number / len(batches)) / config.epochs)
                 measured.append(step(model, optimizer, *part, config, own, trained, now))
             means = epoch_means(measured, drawn)
