@@ -189,16 +189,18 @@ def _to_plane(points: Tensor, slopes: Tensor, values: Tensor) -> Tensor:
     """
     slopes, values = slopes * values.sign()[:, None], values.abs()
     weights, room = slopes.abs(), torch.where(slopes > 0, points, 1 - points)
-    costs, length, ended = weights * room, values.new_zeros(len(values)), None
+    length, before = values.new_zeros(len(values), 1), None
+    moves, free = torch.zeros_like(room), torch.empty_like(room)
     while True:
-        at_end = room < length[:, None]
-        count = at_end.sum(1)
-        if ended is not None and torch.equal(count, ended):
-            return slopes.sign().neg_() * torch.minimum(length[:, None], room)
-        spent, left = costs.mul(at_end).sum(1), weights.masked_fill(at_end, 0).sum(1)
+        torch.gt(room, length, out=free)
+        count = free.sum(1)
+        if before is not None and torch.equal(count, before):
+            return moves.mul_(slopes.sign_().neg_())
+        missing, rate = values - torch.linalg.vecdot(weights, moves), torch.linalg.vecdot(weights, free)
         # Where no pixel is left that changes anything, all go to their ends. Rounding must not turn back.
-        reached = ((values - spent) / left).masked_fill_(left == 0, math.inf)
-        length, ended = torch.maximum(length, reached), count
+        length += (missing / rate).clamp_min_(0).masked_fill_(rate == 0, math.inf)[:, None]
+        before = count
+        torch.minimum(room, length, out=moves)
 
 
 def _radii(epsilon: float | Tensor, images: Tensor) -> Tensor:

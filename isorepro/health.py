@@ -126,6 +126,48 @@ def released(config: TrainingConfig) -> Evaluation:
     )
 
 
+def _checked_radii(epsilon: float, epsilons: Sequence[float], bounds: tuple[float, float]) -> list[float]:
+    return sorted({*epsilons, epsilon, *([ATTACK_LIMIT] if bounds != UNBOUNDED else [])})
+
+
+Rivals = dict[str, list[dict[float, Tensor]]]
+"""Name of a check → for each attack that must not win in it, its images (N, …) by radius."""
+
+
+def rivals(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bounds: tuple[float, float],
+    epsilon: float,
+    epsilons: Sequence[float],
+    source: nn.Module | None = None,
+    queries: int = 1000,
+    seed: int = 0,
+) -> Rivals:
+    """Run the attacks that no evaluation of a network may lose to: those without its gradients.
+
+    Args:
+        model, images, labels, epsilon, epsilons, source, queries, seed: as for :func:`checks`.
+        bounds: least and largest value that an input can have.
+
+    Returns:
+        What they found, by check: noise and Square (of images, at ε alone), and attacks on the source.
+    """
+    radii, finest = _checked_radii(epsilon, epsilons, bounds), finest_labels(labels)
+    black = [
+        {radius: noisy(images, radius, bounds=bounds, seed=seed) for radius in radii} for noisy in NOISE.values()
+    ]
+    if bounds != UNBOUNDED and images.dim() == 4 and queries:
+        black.append({epsilon: square(model, images, finest, epsilon=epsilon, queries=queries, seed=seed)})
+    found = {"no black box is better": black}
+    if source is not None:
+        pgd = partial(attacks.pgd, source, images, finest, stop_when_fooled=False, bounds=bounds)
+        found["no transfer is better"] = [{radius: pgd(epsilon=radius) for radius in radii}]
+    return found
+
+
 def checks(
     model: nn.Module,
     images: Tensor,
@@ -137,6 +179,7 @@ def checks(
     source: nn.Module | None = None,
     queries: int = 1000,
     seed: int = 0,
+    known: Rivals | None = None,
 ) -> list[Check]:
     """Check an evaluation on one network.
 
@@ -152,13 +195,24 @@ def checks(
         source: another network, whose adversarial images are tried on this one; None leaves this check out.
         queries: of the Square attack, the black box besides noise; left out for inputs that are no images.
         seed: of noise and of Square.
+        known: :func:`rivals` of the same arguments and bounds, where they are known; else they are found here.
 
     Returns:
         The findings, those of accuracy as shares in [0, 1].
     """
     bounded = evaluation.bounds != UNBOUNDED
-    radii = sorted({*epsilons, epsilon, *([ATTACK_LIMIT] if bounded else [])})
+    radii = _checked_radii(epsilon, epsilons, evaluation.bounds)
     finest, steps = finest_labels(labels), evaluation.steps
+    if known is None:
+        known = rivals(
+            *(model, images, labels),
+            bounds=evaluation.bounds,
+            epsilon=epsilon,
+            epsilons=epsilons,
+            source=source,
+            queries=queries,
+            seed=seed,
+        )
     one_image = 1 / len(images)
     slack = max(SLACK, one_image)
 
@@ -186,17 +240,8 @@ def checks(
     }
     if bounded:
         found["chance at ε = 0.5"] = reached[ATTACK_LIMIT], float(finest.bincount().max()) / len(finest)
-    black = [
-        above({radius: noisy(images, radius, bounds=evaluation.bounds, seed=seed) for radius in radii})
-        for noisy in NOISE.values()
-    ]
-    if bounded and images.dim() == 4 and queries:
-        squares = square(model, images, finest, epsilon=epsilon, queries=queries, seed=seed)
-        black.append(above({epsilon: squares}))
-    found["no black box is better"] = max(black), slack
-    if source is not None:
-        pgd = partial(attacks.pgd, source, images, finest, stop_when_fooled=False, bounds=evaluation.bounds)
-        found["no transfer is better"] = above({radius: pgd(epsilon=radius) for radius in radii}), slack
+    for name, others in known.items():
+        found[name] = max(above(attacked) for attacked in others), slack
     for name, share in zero_gradients(model, images, labels, evaluation).items():
         found[name] = share, 0.0
     more = accuracy(iterated(epsilon, 2 * steps))
@@ -330,12 +375,13 @@ def attack_checks(
         evaluations = {CORRECTED: corrected(pgd_steps, UNBOUNDED)}
     model = trained.model.to(device)
     other = source.model.to(device) if source else None
+    shared: dict[str, Any] = {"epsilon": epsilon, "epsilons": epsilons, "source": other, "queries": queries}
+    bounds = evaluations[CORRECTED].bounds
+    known = rivals(model, inputs, labels, bounds=bounds, **shared)
     rows = [
         (protocol, check.name, check.measured, check.threshold, check.source, check.passed)
         for protocol, evaluation in evaluations.items()
-        for check in checks(
-            model, inputs, labels, evaluation, epsilon=epsilon, epsilons=epsilons, source=other, queries=queries
-        )
+        for check in checks(model, inputs, labels, evaluation, known=known, **shared)
     ]
     model.cpu()
     columns = ["protocol", "check", "measured", "threshold", "source", "passed"]
