@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,49 @@ def test_no_notebook_leaves_a_warning_on_its_page(run: Path) -> None:
         for output in outputs:
             markup = [text for kind, text in output["data"].items() if kind in ("text/html", "text/markdown")]
             assert "".join(itertools.chain.from_iterable(markup)).strip(), path.stem
+
+
+class Prose(HTMLParser):
+    """The text of a page's article, apart from code, drawings, scripts and formulas; and its names of code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[tuple[str, bool]] = []
+        self.text: list[str] = []
+        self.names: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        kind = dict(attrs).get("class") or ""
+        code = tag in ("pre", "code", "script", "style", "svg") or kind.startswith("math")
+        if tag == "code":
+            self.names.append("")
+        if tag == "wbr" and any(code for _, code in self.open):
+            self.names[-1] += "|"
+        if tag not in ("wbr", "br", "img", "input", "hr", "meta", "link", "source", "col"):
+            self.open.append((tag, code))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        tags = [tag for tag, _ in self.open]
+        if "article" in tags and not any(code for _, code in self.open):
+            self.text.append(data)
+        elif tags and "code" in tags and "pre" not in tags:
+            self.names[-1] += data
+
+
+def test_lines_end_neither_before_a_unit_nor_inside_a_word_of_a_long_name(run: Path) -> None:
+    names = []
+    for name in pages(run):
+        page = Prose()
+        page.feed((run / "book" / name).read_text())
+        text, names = "".join(page.text), [*names, *page.names]
+        loosely = r"\d[ \n]?%|\d[ \n](?:ms|s|min|h|MB|GB|points|steps)\b|[≥≤][ \n]\d|[Kβε][ \n]=[ \n]\d"
+        assert not re.findall(rf".{{0,20}}(?:{loosely}).{{0,20}}", text), name
+    assert "geometry.|jacobian_|singular_|values" in names
+    assert "attacks.fgsm" in names
 
 
 def loose(text: str) -> str:

@@ -154,6 +154,8 @@ TIED = {
     re.compile(r"(?<=\d) (?=(?:ms|s|min|h|MB|GB|points|steps)\b)|(?<=[≥≤]) (?=\d)"): "\u00a0",
     re.compile(r"(?<=[Kβε])[ \u00a0]=[ \u00a0](?=[\d−])"): "\u00a0=\u00a0",
 }
+# At its first mention a term is a link.
+TERM = re.compile(r"(?<=[Kβε]</a>) = (?=[\d−])")
 
 
 def tied(html: str) -> str:
@@ -166,13 +168,25 @@ def tied(html: str) -> str:
     for place in range(0, len(parts), 3):
         for mark, other in TIED.items():
             parts[place] = mark.sub(other, parts[place])
-    return "".join(part for place, part in enumerate(parts) if place % 3 != 2)
+    return TERM.sub("\u00a0=\u00a0", "".join(part for place, part in enumerate(parts) if place % 3 != 2))
 
 
-def tie(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """Tie numbers to what belongs to them (:func:`tied`) on each page."""
+def break_lines(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Have the lines of each page end where they may: :func:`tied`, :func:`breakable`."""
     if "body" in context:
-        context["body"] = tied(context["body"])
+        context["body"] = breakable(tied(context["body"]))
+
+
+# A name in the text long enough to be broken in a narrow column, and where it may be.
+LONG_NAME = re.compile(r'(?<=<span class="pre">)[\w.]{20,}(?=</span>)')
+JOINT = re.compile(r"(?<=[._])(?=[^._])")
+
+
+def breakable(html: str) -> str:
+    """Return a page whose long names of code are broken, if they must be, between their words."""
+    return LONG_NAME.sub(lambda name: JOINT.sub("<wbr>", name[0]), html)
 
 
 def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
@@ -208,7 +222,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("viewcode-find-source", source_of)
     app.connect("html-page-context", load_scripts)
     app.connect("html-page-context", wait_for_formulas)
-    app.connect("html-page-context", tie)
+    app.connect("html-page-context", break_lines)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", copy_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
