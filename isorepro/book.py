@@ -62,7 +62,7 @@ def _build(planned: Plan) -> Path:
         say("book: up to date")
         shutil.rmtree(draft)
         return index
-    say("book: building (about 10 s)")
+    say("book: building (about half a minute)")
     log = planned.folder / "book.log"
     command = [sys.executable, "-c", _JUPYTER_BOOK, "build", str(draft)]
     command += ["-W", "-n", "--keep-going"]
