@@ -270,7 +270,8 @@ def training_frames(table: pd.DataFrame) -> pd.DataFrame:
         The rows, those of one network after the other, with space and state.
     """
     numbers = zip(table["accuracy"], table["spearman"], table["stress"], strict=True)
-    states = [f"accuracy {a:.1%}, correlation {s:.2f}, stress {t:.2f}".replace("-", "−") for a, s, t in numbers]
+    states = [f"accuracy {a:.1%}, correlation {s:.2f}, stress {t:.2f}" for a, s, t in numbers]
+    states = [state.replace("-", "−").replace("%", "\u00a0%") for state in states]
     return table.assign(space=network_names(table), state=states)
 
 
