@@ -152,7 +152,7 @@ def test_no_notebook_leaves_a_warning_on_its_page(run: Path) -> None:
 
 
 class Prose(HTMLParser):
-    """The text of a page's article, apart from code, drawings, scripts and formulas; and its names of code."""
+    """The text of a page's article, apart from code, signatures, drawings and formulas; and its names of code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Prose(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         kind = dict(attrs).get("class") or ""
-        code = tag in ("pre", "code", "script", "style", "svg") or kind.startswith("math")
+        code = tag in ("dt", "pre", "code", "script", "style", "svg") or kind.startswith("math")
         if tag == "code":
             self.names.append("")
         if tag == "wbr" and any(code for _, code in self.open):
@@ -188,7 +188,7 @@ def test_lines_end_neither_before_a_unit_nor_inside_a_word_of_a_long_name(run: P
         page = Prose()
         page.feed((run / "book" / name).read_text())
         text, names = "".join(page.text), [*names, *page.names]
-        loosely = r"\d[ \n]?%|\d[ \n](?:ms|s|min|h|MB|GB|points|steps)\b|[≥≤][ \n]\d|\b[Kβε][ \n]=[ \n]\d"
+        loosely = r"\d[ \n]?%|\d[ \n](?:ms|s|min|h|MB|GB|points|steps)\b|[≥≤][ \n]\d|\b[Kβε][ \n]=[ \n]\d|\w = \d"
         assert not re.findall(rf".{{0,20}}(?:{loosely}).{{0,20}}", text), name
     assert "geometry.|jacobian_|singular_|values" in names
     assert "attacks.fgsm" in names

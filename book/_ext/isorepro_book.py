@@ -152,14 +152,14 @@ LEFT = re.compile(
 TIED = {
     re.compile(r"(?<=\d)[ \u00a0]?%"): "\u00a0%",
     re.compile(r"(?<=\d) (?=(?:ms|s|min|h|MB|GB|points|steps)\b)|(?<=[≥≤]) (?=\d)"): "\u00a0",
-    re.compile(r"(?<=[Kβε])[ \u00a0]=[ \u00a0](?=[\d−])"): "\u00a0=\u00a0",
+    re.compile(r"(?<=\w)[ \u00a0]=[ \u00a0](?=[\d−-])"): "\u00a0=\u00a0",
 }
 # At its first mention a term is a link.
 TERM = re.compile(r"(?<=[Kβε]</a>) = (?=[\d−])")
 
 
 def tied(html: str) -> str:
-    """Return a page in which no line ends between a number and its unit, or in "β = 0.1" or "≥ 2".
+    """Return a page in which no line ends between a number and its unit, or in "steps = 2" or "≥ 2".
 
     Notebooks and captions write "5%" and "5 %"; the page has one of them.
     """
