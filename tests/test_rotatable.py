@@ -422,7 +422,8 @@ def test_only_the_pages_with_such_a_figure_load_the_scripts(folder: Path, tmp_pa
     (source / "deep").mkdir()
     (source / "deep" / "one.rst").write_text("One\n===\n\n.. run-figure:: n/rings\n")
     (source / "two.rst").write_text(
-        "Two\n===\n\nNothing to rotate: 5% or 50 % in 5 s at β = 0.1 (b = 1), :math:`K = 1`, ``7% left``.\n"
+        "Two\n===\n\nNothing to rotate: 5% or 50 % in 5 s at β = 0.1 (b = -1), :math:`K = 1`, ``7% left``,\n"
+        "``geometry.spearman``, ``geometry.jacobian_singular_values``.\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "-q", str(source), str(made)],
@@ -435,9 +436,12 @@ def test_only_the_pages_with_such_a_figure_load_the_scripts(folder: Path, tmp_pa
     pages = {path.relative_to(made).as_posix(): path.read_text() for path in made.rglob("*.html")}
     assert [name for name, page in pages.items() if "plotly.min.js" in page] == ["deep/one.html"]
     # Numbers are tied to what belongs to them, but in formulas and code.
-    assert "5\u00a0% or 50\u00a0% in 5\u00a0s at β\u00a0=\u00a00.1 (b = 1)" in pages["two.html"]
+    assert "5\u00a0% or 50\u00a0% in 5\u00a0s at β\u00a0=\u00a00.1 (b\u00a0=\u00a0-1)" in pages["two.html"]
     assert "K = 1" in pages["two.html"]
     assert '<span class="pre">7%</span>' in pages["two.html"]
+    # Only long names may be broken.
+    assert ">geometry.spearman<" in pages["two.html"]
+    assert ">geometry.<wbr>jacobian_<wbr>singular_<wbr>values<" in pages["two.html"]
     scripts = re.findall(r'<script defer="defer" src="\.\./(_static/figures/[^"?]+)', pages["deep/one.html"])
     assert scripts == ["_static/figures/plotly.min.js", "_static/figures/rotatable.js"]
     for script in scripts:
