@@ -205,7 +205,9 @@ def checks(
     finest, steps = finest_labels(labels), evaluation.steps
     if known is None:
         known = rivals(
-            *(model, images, labels),
+            model,
+            images,
+            labels,
             bounds=evaluation.bounds,
             epsilon=epsilon,
             epsilons=epsilons,
