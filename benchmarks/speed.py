@@ -15,6 +15,7 @@ shows. It takes about 20 minutes on a machine that has nothing else to do. What 
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -105,23 +106,29 @@ def our_steps(count: int, steps: int, batch_size: int = 100, **changed: Any) -> 
     return run
 
 
+def bare_network() -> tuple[nn.Module, nn.Module]:
+    """Return the paper's network of torch's own layers: up to the representation, and the head."""
+    widths = [784, *[100] * 5]
+    layers = [layer for sizes in itertools.pairwise(widths) for layer in (nn.Linear(*sizes), nn.Tanh())]
+    return nn.Sequential(*layers), nn.Linear(100, 10)
+
+
 def released_steps(count: int, steps: int) -> Callable[[], None]:
     inputs, labels = images(count)
-    inputs = inputs.double()
-    flat = inputs.flatten(1)
+    flat = inputs.double().flatten(1)
     distances = torch.cdist(flat, flat)
-    model = build(CONFIG, inputs, 10).double()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    body, head = (part.double() for part in bare_network())
+    optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=1e-3)
     batches = torch.randint(count, (steps, 100))
 
     def run() -> None:
         for batch in batches:
-            x, y = inputs[batch], labels[batch]
+            x, y = flat[batch], labels[batch]
             d_x = distances[batch][:, batch]
-            h, logits = model.levels(x)[0]
+            h = body(x)
             same = (y[:, None] == y[None, :]).double()
             penalty = 0.1 * (10.0 * torch.cdist(h, h) * same - d_x * same).square().mean()
-            loss = cross_entropy(logits, y) + penalty
+            loss = cross_entropy(head(h), y) + penalty
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -133,10 +140,7 @@ def training_step() -> Iterator[Rows]:
     steps = 300
     inputs, labels = images(10_000)
     flat = inputs.flatten(1)
-    bare = nn.Sequential(
-        nn.Linear(784, 100), nn.Tanh(), *(nn.Sequential(nn.Linear(100, 100), nn.Tanh()) for _ in range(4))
-    )
-    head = nn.Linear(100, 10)
+    bare, head = bare_network()
     optimizer = torch.optim.Adam([*bare.parameters(), *head.parameters()], lr=1e-3, fused=True)
     batches = torch.randint(len(inputs), (steps, 100))
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from isorepro.errors import InputError
 from isorepro.losses import Form, isometry, pairwise_distances
-from isorepro.models import Stack
+from isorepro.models import Stack, frozen
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 """What an attack ascends: (model, images (B, …), labels (B,)) → (scalar, logits (B, classes))."""
@@ -126,7 +126,7 @@ def input_gradient(
     objective: Objective, model: nn.Module, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the objective's gradient with respect to the images, and the logits there: (B, …), (B, classes)."""
-    with torch.enable_grad():
+    with torch.enable_grad(), frozen(model):
         images = images.detach().requires_grad_()
         value, logits = objective(model, images, labels)
         (gradient,) = torch.autograd.grad(value, images)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from isorepro import geometry, stats
 from isorepro.errors import InputError
+from isorepro.models import frozen
 from isorepro.structure import held_out
 from isorepro.training import TrainedModel
 
@@ -79,7 +80,7 @@ def _unit(vectors: Tensor) -> Tensor:
 def _towards(model: nn.Module, points: Tensor, own: Tensor, other: Tensor) -> Tensor:
     """Return unit vectors (N, D) along which the other class's logit gains most on the own one's, or zeros."""
     points = points.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), frozen(model):
         logits = model(points)
         margin = logits.gather(1, other[:, None]) - logits.gather(1, own[:, None])
         (gradient,) = torch.autograd.grad(margin.sum(), points)

@@ -485,11 +485,11 @@ def jacobian_singular_values(
         if not torch.allclose(tangents.mT @ tangents, identity.expand(len(tangents), -1, -1), atol=1e-4):
             raise InputError("tangents: the directions at a point must be orthonormal")
 
-    def single(point: Tensor) -> Tensor:
-        return function(point[None])[0]
-
-    # In reverse mode: torch's forward mode warns of its own deprecated parts.
-    jacobian = torch.func.vmap(torch.func.jacrev(single), chunk_size=1024)(points).detach()
+    moved = points.detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = function(moved)
+        slopes = [torch.autograd.grad(row.sum(), moved, retain_graph=True)[0] for row in outputs.unbind(1)]
+    jacobian = torch.stack(slopes, 1)
     values: Tensor = torch.linalg.svdvals(jacobian if tangents is None else jacobian @ tangents.to(jacobian))
     return values
 

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from isorepro import losses
 from isorepro.errors import Config, InputError, unknown
-from isorepro.models import Stack
+from isorepro.models import Stack, frozen
 
 Options = tuple[tuple[str, int | float], ...]
 """Numbers by name, in the order of the names: what a method is given, such as (("epsilon", 0.1), ("steps", 3))."""
@@ -46,13 +46,13 @@ DEFAULT = "isometry"
 class Clean:
     """The network's outputs on a batch as it is, computed when they are first asked for."""
 
-    def __init__(self, model: Stack, inputs: Tensor) -> None:
-        self._model, self._inputs = model, inputs
+    def __init__(self, model: Stack, inputs: Tensor, *, apart: bool = False) -> None:
+        self._model, self._inputs, self._apart = model, inputs, apart
 
     @cached_property
     def outputs(self) -> list[tuple[Tensor, Tensor]]:
         """Representation and logits of every level (:meth:`isorepro.models.Stack.levels`)."""
-        return self._model.levels(self._inputs)
+        return self._model.levels(self._inputs, apart=self._apart)
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,17 @@ class Batch:
             warmup: share of the training in which the radius grows from 0 to ε; 0 for ε from the first step.
         """
         grown = min(1.0, self.progress / warmup) if warmup else 1.0
-        return losses.sign_ascent(
-            objective,
-            self.inputs,
-            epsilon=grown * epsilon,
-            steps=steps,
-            step_size=step_size,
-            start=start,
-            bounds=self.bounds,
-            generator=self.generator,
-        )
+        with frozen(self.model):
+            return losses.sign_ascent(
+                objective,
+                self.inputs,
+                epsilon=grown * epsilon,
+                steps=steps,
+                step_size=step_size,
+                start=start,
+                bounds=self.bounds,
+                generator=self.generator,
+            )
 
 
 def isometry(batch: Batch) -> Tensor:

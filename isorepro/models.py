@@ -1,10 +1,13 @@
 """The paper's network: a stack of locally isometric blocks, one per level of a label hierarchy."""
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from isorepro.errors import InputError
 
@@ -45,6 +48,83 @@ def convolutional_features(image_shape: Sequence[int]) -> tuple[nn.Sequential, i
         layers += [nn.Conv2d(channels, CHANNELS, 4, stride=2, padding=1), nn.ReLU()]
         channels, sides = CHANNELS, [side // 2 for side in sides]
     return nn.Sequential(*layers), channels * sides[0] * sides[1]
+
+
+def tanh_layers(inputs: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+    """Return the output of each of some linear layers in a row, tanh after each: (B, in_features) → (B, width)."""
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+    if not torch.is_grad_enabled():
+        return _TanhLayers.outputs(inputs, parameters)
+    found: tuple[Tensor, ...] = _TanhLayers.apply(inputs, *parameters)
+    return found
+
+
+class _TanhLayers(torch.autograd.Function):
+    """Linear layers in a row, tanh after each, as one node of the graph.
+
+    At the paper's width a node for each takes as long as what it computes. And the library that torch calls for
+    tanh is slow on other makers' processors: NumPy takes a sixth of the time there.
+    """
+
+    @staticmethod
+    def outputs(inputs: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the output of every layer, from weight and bias of each in turn; no graph is kept."""
+        found = [inputs]
+        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+            after = linear(found[-1], weight, bias)
+            if after.is_cuda:
+                after.tanh_()
+            else:
+                values = after.numpy()
+                np.tanh(values, out=values)
+            found.append(after)
+        return tuple(found[1:])
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """Return the output of every layer."""
+        ctx.set_materialize_grads(False)
+        found = _TanhLayers.outputs(inputs, parameters)
+        ctx.save_for_backward(*parameters[::2], inputs, *found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the inputs and of the parameters that need one, which can be differentiated."""
+        count, needed = len(gradients), ctx.needs_input_grad
+        weights, outputs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        found: list[Tensor | None] = [None] * len(needed)
+        passed: Tensor | None = None
+        for layer in reversed(range(count)):
+            own = gradients[layer]
+            if own is not None:
+                passed = own if passed is None else passed + own
+            if passed is None:
+                continue
+            before, after = outputs[layer : layer + 2]
+            passed = torch.ops.aten.tanh_backward(passed, after)
+            if needed[2 * layer + 1]:
+                found[2 * layer + 1] = passed.t().mm(before)
+            if needed[2 * layer + 2]:
+                found[2 * layer + 2] = passed.sum(0)
+            if layer or needed[0]:
+                passed = passed.mm(weights[layer])
+        if needed[0]:
+            found[0] = passed
+        return tuple(found)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter of a model ask for a gradient, so that none is computed: for gradients of the inputs."""
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in free:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)
 
 
 class Stack(nn.Module):
@@ -114,11 +194,32 @@ class Stack(nn.Module):
             layers += [linear, nn.Tanh()]
         return nn.Sequential(*layers)
 
-    def levels(self, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return (representation, logits) of every level, coarse to fine: shapes (B, width), (B, classes)."""
-        hidden = [self.input_layer(inputs)]
-        for block in islice(self.blocks, max(self.reads)):
-            hidden.append(block(hidden[-1]))
+    def _layers(self) -> list[nn.Linear]:
+        """Return the linear layers in turn: that of the input layer and those of the blocks."""
+        parts = (self.input_layer, *self.blocks)
+        return [layer for part in parts for layer in part.children() if isinstance(layer, nn.Linear)]
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        """Return what comes before the first linear layer, flat: (B, …) → (B, values)."""
+        for layer in list(self.input_layer.children())[:-2]:
+            inputs = layer(inputs)
+        return inputs
+
+    def levels(self, inputs: Tensor, *, apart: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """Return (representation, logits) of every level, coarse to fine: shapes (B, width), (B, classes).
+
+        Args:
+            inputs: (B, …).
+            apart: whether no gradient leads from a level to layers before the readout of the one above, so that
+                each level's loss trains its own block and no other gradient is computed.
+        """
+        layers, after, done = self._layers(), self._features(inputs), 0
+        depth = (len(layers) - 1) // len(self.blocks)
+        hidden: dict[int, Tensor] = {}
+        for read in sorted(self.reads):
+            end = 1 + read * depth
+            after = tanh_layers(after.detach() if apart and done else after, layers[done:end])[-1]
+            hidden[read], done = after, end
         return [(hidden[read], head(hidden[read])) for read, head in zip(self.reads, self.heads, strict=True)]
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -143,25 +244,15 @@ class Stack(nn.Module):
         Raises:
             InputError: there are fewer layers.
         """
-        layers = [layer for block in islice(self.blocks, self.reads[level]) for layer in block.children()]
-        most = len(layers) // 2
+        depth = (len(layers := self._layers()) - 1) // len(self.blocks)
+        most = self.reads[level] * depth
         if not 0 <= back <= most:
             raise InputError(f"back: must be from 0 to {most}, the input layer, not {back}")
-        found: Tensor = self.input_layer(inputs)
-        for layer in layers[: 2 * (most - back)]:
-            found = layer(found)
-        return found
+        return tanh_layers(self._features(inputs), layers[: 1 + most - back])[-1]
 
     def activations(self, inputs: Tensor) -> list[Tensor]:
         """Return the output of the input layer and of each hidden layer of all blocks, each (B, width)."""
-        found = [self.input_layer(inputs)]
-        for layer in (layer for block in self.blocks for layer in block.children()):
-            after = layer(found[-1])
-            if isinstance(layer, nn.Tanh):
-                found[-1] = after
-            else:
-                found.append(after)
-        return found
+        return [*tanh_layers(self._features(inputs), self._layers())]
 
     def trained_by(self, level: int, gradients: Gradients) -> list[nn.Parameter]:
         """Return the parameters that the loss of a level trains.

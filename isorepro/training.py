@@ -314,7 +314,7 @@ def step(
         # By hand: the optimizer's own way takes longer than some layers do.
         for parameter in parameters:
             parameter.grad = None
-        clean = Clean(model, inputs)
+        clean = Clean(model, inputs, apart=config.gradients == "own block")
         losses = []
         for level in together:
             batch = now.batch(level, model, inputs, labels[level], clean)

@@ -11,10 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
+from torch import Tensor, nn
 
 from isorepro import cli, data
 from isorepro.training import TrainedModel, TrainingConfig, train
@@ -45,6 +48,27 @@ def _still_one_thread(_one_thread: None) -> Iterator[None]:
     """See to it that no test leaves more threads to the next: the bits of sums hang on them."""
     yield
     assert torch.get_num_threads() == 1
+
+
+class NumpyTanh(nn.Module):
+    """The tanh of NumPy as a layer, for chains of layers that are to have the library's bits."""
+
+    class _Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            y = torch.from_numpy(np.tanh(x.numpy()))
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            (y,) = ctx.saved_tensors
+            slope: Tensor = torch.ops.aten.tanh_backward(gradient, y)
+            return slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self._Function.apply(x)
+        return found
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import NumpyTanh
 from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
@@ -296,7 +297,7 @@ def plain_chain() -> tuple[nn.Sequential, nn.Sequential]:
     with torch.no_grad():
         for ours, other in zip(drawn, (p for layer in layers for p in layer.parameters()), strict=True):
             other.copy_(ours)
-    hidden = nn.Sequential(nn.Flatten(), *(part for layer in layers[:-1] for part in (layer, nn.Tanh())))
+    hidden = nn.Sequential(nn.Flatten(), *(part for layer in layers[:-1] for part in (layer, NumpyTanh())))
     return hidden, nn.Sequential(hidden, layers[-1])
 
 

@@ -1,4 +1,7 @@
+import contextlib
 import copy
+import itertools
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import pytest
@@ -8,7 +11,7 @@ from torch.nn import functional
 
 from isorepro import data, hierarchy
 from isorepro.errors import InputError
-from isorepro.models import Gradients, Readout, Stack
+from isorepro.models import Gradients, Readout, Stack, frozen, tanh_layers
 from isorepro.training import TrainingConfig, build, step, train
 
 GRADIENTS: tuple[Gradients, ...] = get_args(Gradients)
@@ -52,6 +55,94 @@ def test_an_attack_on_the_finest_level_passes_through_the_whole_stack() -> None:
     inputs = torch.rand(3, 6, requires_grad=True)
     (gradient,) = torch.autograd.grad(model(inputs).sum(), inputs)
     assert gradient.abs().min() > 0
+
+
+def chain(*widths: int) -> list[nn.Linear]:
+    return [nn.Linear(*pair).double() for pair in itertools.pairwise(widths)]
+
+
+def test_tanh_layers_have_the_gradients_of_torchs_own_layers_to_the_second_order() -> None:
+    """The sum asks for the output of two layers, so that gradients meet on the way."""
+    layers, inputs = chain(4, 5, 3, 5), torch.randn(6, 4, dtype=torch.float64)
+    free = [p for layer in layers for p in layer.parameters()]
+
+    def by_torch(x: Tensor) -> list[Tensor]:
+        found = [x]
+        for layer in layers:
+            found.append(torch.tanh(layer(found[-1])))
+        return found[1:]
+
+    def derivatives(run: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        x = inputs.clone().requires_grad_()
+        outputs = run(x)
+        value = outputs[0].square().sum() + (2.0 * outputs[-1]).sin().sum()
+        first = torch.autograd.grad(value, [x, *free], create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(3).sum() for g in first), [x, *free])
+        return [*outputs, *first, *second]
+
+    for ours, theirs in zip(derivatives(lambda x: tanh_layers(x, layers)), derivatives(by_torch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        for ours, theirs in zip(tanh_layers(inputs, layers), by_torch(inputs), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_tanh_layers_are_those_of_a_finite_difference() -> None:
+    layers, inputs = chain(3, 4, 2), torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    free = [p for layer in layers for p in layer.parameters()]
+
+    def run(*_: Tensor) -> tuple[Tensor, ...]:
+        return tanh_layers(inputs, layers)
+
+    assert torch.autograd.gradcheck(run, [inputs, *free])
+    assert torch.autograd.gradgradcheck(run, [inputs, *free])
+
+
+def test_tanh_layers_compute_only_the_gradients_that_are_needed() -> None:
+    layers, inputs = chain(3, 4, 2), torch.randn(5, 3, dtype=torch.float64)
+    layers[0].requires_grad_(False)
+    tanh_layers(inputs, layers)[-1].sum().backward()
+    assert [layer.weight.grad is not None for layer in layers] == [False, True]
+    # Of the first output alone the second layer gets none.
+    for layer in layers:
+        layer.requires_grad_(True)
+        layer.zero_grad()
+    tanh_layers(inputs, layers)[0].sum().backward()
+    assert [layer.bias.grad is not None for layer in layers] == [True, False]
+
+
+def test_a_frozen_model_gives_the_gradient_of_the_inputs_alone_and_is_free_afterwards() -> None:
+    model = Stack(6, (2, 4), width=5, depth=2)
+    held = next(iter(model.heads[0].parameters())).requires_grad_(False)
+    inputs = torch.rand(3, 6, requires_grad=True)
+    (expected,) = torch.autograd.grad(model(inputs).sum(), inputs)
+    with frozen(model):
+        model(inputs).sum().backward()
+    assert inputs.grad is not None
+    assert torch.equal(inputs.grad, expected)
+    assert all(p.grad is None for p in model.parameters())
+    assert [id(p) for p in model.parameters() if not p.requires_grad] == [id(held)]
+    with contextlib.suppress(ZeroDivisionError), frozen(model):
+        _ = 1 / 0
+    assert [id(p) for p in model.parameters() if not p.requires_grad] == [id(held)]
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_levels_apart_have_the_same_outputs_and_train_their_own_blocks_alone(readout: Readout) -> None:
+    model, inputs = Stack(6, (2, 4, 8), width=5, depth=2, readout=readout), torch.rand(7, 6)
+    apart, whole = model.levels(inputs, apart=True), model.levels(inputs)
+    for level in range(3):
+        for ours, theirs in zip(apart[level], whole[level], strict=True):
+            assert torch.equal(ours, theirs)
+        own = model.trained_by(level, "own block")
+        for p in model.parameters():
+            p.grad = None
+        apart[level][1].square().sum().backward(retain_graph=True)
+        assert {id(p) for p in model.parameters() if p.grad is not None} == {id(p) for p in own}
+        expected = torch.autograd.grad(whole[level][1].square().sum(), own, retain_graph=True)
+        for p, gradient in zip(own, expected, strict=True):
+            assert p.grad is not None
+            torch.testing.assert_close(p.grad, gradient)
 
 
 def hidden_by_hand(model: Stack, inputs: Tensor) -> list[Tensor]:
