@@ -36,7 +36,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Many networks": ("cluster", "sweep"),
     "Figures and tables": (
-        *("style", "tables", "panels", "plots", "scenes", "stack_plots", "method_plots", "explorables", "results"),
+        *("style", "tables", "panels", "plots", "structure_plots", "stack_plots", "method_plots", "scenes"),
+        *("explorables", "results"),
     ),
     "Runs, the book and the command line": (
         *(

@@ -41,6 +41,7 @@ from isorepro import (
     stacks,
     stats,
     structure,
+    structure_plots,
     style,
     sweep,
 )
@@ -473,7 +474,7 @@ def test_every_measure_and_figure_takes_the_images(name: str, networks: dict[str
     points["class"] = [dataset.classes[label] for label in dataset.test_labels]
     for narrow in (False, True):
         drawn(plots.robustness_curves(rates, chance=0.1, narrow=narrow))
-        drawn(plots.maps(points, classes=dataset.classes, narrow=narrow))
+        drawn(structure_plots.maps(points, classes=dataset.classes, narrow=narrow))
 
 
 def test_a_cross_section_is_one_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,7 +494,7 @@ def test_a_cross_section_is_one_of_images(monkeypatch: pytest.MonkeyPatch) -> No
     prototype = small.train_inputs[small.train_labels == 3][(flat - flat.mean(0)).norm(dim=1).argmin()]
     assert section["predicted"].iloc[12] == CLASSES[model.model(prototype[None]).argmax()]
     for narrow in (False, True):
-        drawn(plots.cross_sections(section.assign(network="CE"), classes=CLASSES, narrow=narrow))
+        drawn(structure_plots.cross_sections(section.assign(network="CE"), classes=CLASSES, narrow=narrow))
 
 
 @pytest.mark.parametrize("name", OTHER)

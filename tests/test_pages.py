@@ -211,7 +211,7 @@ def test_no_link_is_broken(seen: tuple[str, dict[str, Look]], run: Path, site: s
 
 def test_every_figure_tells_how_it_was_made(seen: tuple[str, dict[str, Look]]) -> None:
     _, looks = seen
-    drawn = re.compile(r"/_modules/isorepro/(plots|scenes|stack_plots|method_plots|explorables)\.html#")
+    drawn = re.compile(r"/_modules/isorepro/((structure_|stack_|method_)?plots|scenes|explorables)\.html#")
     # What has a single seed of its own in this profile.
     single = {"torus-phase", "beyond-search-tried", "beyond-corruptions-corruptions"}
     for name, look in looks.items():

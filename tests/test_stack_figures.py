@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from isorepro import plots, scenes, stack_plots, style, tables
+from isorepro import scenes, stack_plots, structure_plots, style, tables
 
 CE = tables.beta_name(0)
 WIDTHS = pytest.mark.parametrize("narrow", [False, True])
@@ -513,9 +513,9 @@ def test_planes_of_classes_say_what_their_angle_is(narrow: bool) -> None:
         for space, name in cells
     )
     with style.house_style():
-        figure = plots.class_planes(points, angle="angle around the tube", narrow=narrow)
+        figure = structure_plots.class_planes(points, angle="angle around the tube", narrow=narrow)
         check_layout(figure, narrow)
-        usual = plots.class_planes(points, narrow=narrow)
+        usual = structure_plots.class_planes(points, narrow=narrow)
     assert figure.axes[-1].get_xlabel() == "angle around the tube"
     assert usual.axes[-1].get_xlabel() == "angle along the ring"
     assert [axes.get_title() for axes in figure.axes[:3]] == ["data", CE, tables.beta_name(10)]

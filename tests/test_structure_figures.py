@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from isorepro import plots, style, tables
+from isorepro import structure_plots, style, tables
 
 CE = tables.beta_name(0)
 
@@ -69,7 +69,7 @@ def distances() -> pd.DataFrame:
 @pytest.mark.parametrize("narrow", [False, True])
 def test_histograms_have_truth_and_every_network_for_each_class(narrow: bool) -> None:
     with style.house_style():
-        figure = plots.distance_histograms(distances(), narrow=narrow)
+        figure = structure_plots.distance_histograms(distances(), narrow=narrow)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["First ring", "Second ring"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["truth", CE, tables.beta_name(1.0)]
@@ -84,7 +84,7 @@ def test_histograms_have_truth_and_every_network_for_each_class(narrow: bool) ->
 def test_shepard_diagrams_hold_every_pair_and_the_diagonal(narrow: bool) -> None:
     table = distances()
     with style.house_style():
-        figure = plots.shepard_diagram(table, narrow=narrow)
+        figure = structure_plots.shepard_diagram(table, narrow=narrow)
     assert [axes.get_title(loc="left") for axes in figure.axes] == [CE, tables.beta_name(1.0)]
     for axes, beta in zip(figure.axes, (0.0, 1.0), strict=True):
         points = np.concatenate([np.asarray(found.get_offsets()) for found in axes.collections])
@@ -100,7 +100,7 @@ def test_training_curves_draw_each_measure_on_a_log_axis(narrow: bool) -> None:
     table = seeded_summary(rows, ["measure", "beta", "epoch"])
     table.loc[0, "low"] = -0.5  # an interval may reach below what a log axis has
     with style.house_style():
-        figure = plots.training_curves(table, labels={"b": "B", "a": "A"}, narrow=narrow)
+        figure = structure_plots.training_curves(table, labels={"b": "B", "a": "A"}, narrow=narrow)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["B", "A"]
     for axes, measure in zip(range(2), ("b", "a"), strict=True):
         for beta in (0.0, 1.0):
@@ -124,7 +124,7 @@ def test_stretch_maps_show_the_logarithm_of_the_stretch_and_the_boundary(narrow:
     )  # fmt: skip
     points = pd.DataFrame({"x": [0.1, 0.9], "y": [1.0, 1.0], "class": ["one", "other"]})
     with style.house_style():
-        figure = plots.stretch_maps(planes, points, narrow=narrow)
+        figure = structure_plots.stretch_maps(planes, points, narrow=narrow)
     maps = [axes for axes in figure.axes if axes.images]
     assert len(maps) == 4
     for axes in maps:
@@ -147,7 +147,9 @@ def test_curves_against_the_boundary_distance_draw_the_table(narrow: bool) -> No
     ]
     table = seeded_summary(rows, ["dataset", "beta", "measure", "bin", "distance"])
     with style.house_style():
-        figure = plots.against_boundary_distance(table, titles={"one": "One", "two": "Two"}, narrow=narrow)
+        figure = structure_plots.against_boundary_distance(
+            table, titles={"one": "One", "two": "Two"}, narrow=narrow
+        )
     titles = ["One", "One", "Two", "Two"] if narrow else ["One", "Two", "One", "Two"]
     assert [axes.get_title(loc="left") for axes in figure.axes] == titles
     first = table[(table["dataset"] == "one") & (table["beta"] == 5.0)]
@@ -170,14 +172,14 @@ def test_maps_colour_a_class_alike_in_every_panel(narrow: bool) -> None:
         }
     )
     with style.house_style():
-        figure = plots.maps(points, classes=["0", "1", "2"], narrow=narrow)
+        figure = structure_plots.maps(points, classes=["0", "1", "2"], narrow=narrow)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in shown] == ["pixels", "CE"]
     for axes in shown:
         panel = points[points["space"] == axes.get_title(loc="left")]
         of_two = axes.collections[2]
         np.testing.assert_allclose(of_two.get_offsets(), panel.loc[panel["class"] == "2", ["x", "y"]])
-        assert plots.mpl.colors.to_hex(of_two.get_facecolor()[0]) == style.CATEGORIES[2]
+        assert structure_plots.mpl.colors.to_hex(of_two.get_facecolor()[0]) == style.CATEGORIES[2]
         assert [text.get_text() for text in axes.texts] == ["0", "2"]
 
 
@@ -195,7 +197,7 @@ def structure_summary() -> pd.DataFrame:
 def test_measures_against_beta_have_a_line_for_each_form_and_a_level_for_cross_entropy(narrow: bool) -> None:
     table = structure_summary()
     with style.house_style():
-        figure = plots.measures_against_beta(table, labels=LABELS, narrow=narrow)
+        figure = structure_plots.measures_against_beta(table, labels=LABELS, narrow=narrow)
     for place, (measure, relation) in enumerate(LABELS):
         of_measure = table[(table["measure"] == measure) & (table["relation"] == relation)]
         lines = drawn(figure, place)
@@ -209,7 +211,7 @@ def test_measures_against_beta_have_a_line_for_each_form_and_a_level_for_cross_e
 def test_trade_off_puts_each_setting_at_its_accuracy(narrow: bool) -> None:
     table = structure_summary()
     with style.house_style():
-        figure = plots.trade_off(table, labels=LABELS, narrow=narrow)
+        figure = structure_plots.trade_off(table, labels=LABELS, narrow=narrow)
     accuracy = table.loc[table["measure"] == "accuracy", "mean"].to_numpy()
     for axes, (measure, relation), label in zip(figure.axes, LABELS, LABELS.values(), strict=False):
         value = table.loc[(table["measure"] == measure) & (table["relation"] == relation), "mean"].to_numpy()
@@ -218,7 +220,7 @@ def test_trade_off_puts_each_setting_at_its_accuracy(narrow: bool) -> None:
         assert axes.get_ylabel() == label
         assert [text.get_text() for text in axes.texts] == ["0.1", "1", "10⁴"]
     with style.house_style():
-        figure = plots.trade_off(table, labels=LABELS, least=float(np.sort(accuracy)[-2]), narrow=narrow)
+        figure = structure_plots.trade_off(table, labels=LABELS, least=float(np.sort(accuracy)[-2]), narrow=narrow)
     drawn_points = np.concatenate([bars.lines[0].get_xydata() for bars in figure.axes[0].containers])
     np.testing.assert_allclose(np.sort(drawn_points[:, 0]), np.sort(accuracy)[-2:])
 
@@ -231,7 +233,7 @@ def test_cross_sections_label_regions_and_show_the_error(narrow: bool) -> None:
         {"network": "CE", "first": first, "second": second, "predicted": predicted, "error": 1 + first**2}
     )
     with style.house_style():
-        figure = plots.cross_sections(sections, classes=list("0123456789"), narrow=narrow)
+        figure = structure_plots.cross_sections(sections, classes=list("0123456789"), narrow=narrow)
     regions, errors = (axes for axes in figure.axes if axes.images)
     assert {text.get_text(): text.get_position()[0] < 0 for text in regions.texts} == {"3": True, "7": False}
     assert set(np.unique(np.asarray(regions.images[0].get_array()))) == {3, 7}
@@ -273,11 +275,11 @@ def test_class_planes_show_each_class_of_each_space_in_the_colours_of_its_angle(
         columns=["space", "class", "x", "y", "angle"],
     )
     with style.house_style():
-        figure = plots.class_planes(points, narrow=narrow)
+        figure = structure_plots.class_planes(points, narrow=narrow)
     panels = figure.axes[:4]
     assert [axes.get_title() for axes in panels] == ["data", "CE", "", ""]
     assert [axes.get_ylabel() for axes in panels] == ["one", "", "two", ""]
     widths = [float(axes.get_xlabel().removeprefix("width ")) for axes in panels]
     assert widths == pytest.approx([2, 0.2, 2, 0], rel=0.02)
-    colours = [plots.mpl.colors.to_hex(colour) for colour in panels[0].collections[0].get_facecolor()]
+    colours = [structure_plots.mpl.colors.to_hex(colour) for colour in panels[0].collections[0].get_facecolor()]
     assert colours == list(style.CYCLE)
