@@ -182,6 +182,11 @@ class Stack(nn.Module):
             self.heads = nn.ModuleList([nn.Linear(width, max(classes))] * len(classes))
         else:
             self.heads = nn.ModuleList(nn.Linear(width, count) for count in classes)
+        # Looking for them at every step would take longer than some of them do. Tuples are not registered twice.
+        self._first = tuple(self.input_layer.children())[:-2]
+        parts = (self.input_layer, *self.blocks)
+        self._linear = tuple(layer for part in parts for layer in part.children() if isinstance(layer, nn.Linear))
+        self._depth = depth
         # Number of blocks before each level's head.
         self.reads = tuple(range(1, len(classes) + 1) if readout == "in order" else range(len(classes))[::-1])
 
@@ -194,14 +199,9 @@ class Stack(nn.Module):
             layers += [linear, nn.Tanh()]
         return nn.Sequential(*layers)
 
-    def _layers(self) -> list[nn.Linear]:
-        """Return the linear layers in turn: that of the input layer and those of the blocks."""
-        parts = (self.input_layer, *self.blocks)
-        return [layer for part in parts for layer in part.children() if isinstance(layer, nn.Linear)]
-
     def _features(self, inputs: Tensor) -> Tensor:
         """Return what comes before the first linear layer, flat: (B, …) → (B, values)."""
-        for layer in list(self.input_layer.children())[:-2]:
+        for layer in self._first:
             inputs = layer(inputs)
         return inputs
 
@@ -213,12 +213,11 @@ class Stack(nn.Module):
             apart: whether no gradient leads from a level to layers before the readout of the one above, so that
                 each level's loss trains its own block and no other gradient is computed.
         """
-        layers, after, done = self._layers(), self._features(inputs), 0
-        depth = (len(layers) - 1) // len(self.blocks)
+        after, done = self._features(inputs), 0
         hidden: dict[int, Tensor] = {}
         for read in sorted(self.reads):
-            end = 1 + read * depth
-            after = tanh_layers(after.detach() if apart and done else after, layers[done:end])[-1]
+            end = 1 + read * self._depth
+            after = tanh_layers(after.detach() if apart and done else after, self._linear[done:end])[-1]
             hidden[read], done = after, end
         return [(hidden[read], head(hidden[read])) for read, head in zip(self.reads, self.heads, strict=True)]
 
@@ -244,15 +243,14 @@ class Stack(nn.Module):
         Raises:
             InputError: there are fewer layers.
         """
-        depth = (len(layers := self._layers()) - 1) // len(self.blocks)
-        most = self.reads[level] * depth
+        most = self.reads[level] * self._depth
         if not 0 <= back <= most:
             raise InputError(f"back: must be from 0 to {most}, the input layer, not {back}")
-        return tanh_layers(self._features(inputs), layers[: 1 + most - back])[-1]
+        return tanh_layers(self._features(inputs), self._linear[: 1 + most - back])[-1]
 
     def activations(self, inputs: Tensor) -> list[Tensor]:
         """Return the output of the input layer and of each hidden layer of all blocks, each (B, width)."""
-        return [*tanh_layers(self._features(inputs), self._layers())]
+        return [*tanh_layers(self._features(inputs), self._linear)]
 
     def trained_by(self, level: int, gradients: Gradients) -> list[nn.Parameter]:
         """Return the parameters that the loss of a level trains.
@@ -293,4 +291,5 @@ class Stack(nn.Module):
         part.architecture = self.architecture | {"classes": self.architecture["classes"][: level + 1]}
         part.input_layer, part.blocks, part.heads = self.input_layer, self.blocks, self.heads[: level + 1]
         part.reads = self.reads[: level + 1]
+        part._first, part._linear, part._depth = self._first, self._linear, self._depth
         return part.train(self.training)

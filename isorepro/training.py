@@ -230,6 +230,8 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
     trained = [model.trained_by(level, config.gradients) for level in range(len(labels))]
     # About a thousand examples, spread over the set, which may be sorted.
     stride = -(-len(inputs) // 1000)
+    logged_on = inputs[::stride], labels[:, ::stride]
+    between_inputs = pairwise_distances(logged_on[0])
     history, spent = [], 0.0
     started = time.perf_counter()
     if watch:
@@ -238,7 +240,7 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
         began = time.process_time()
         if full_batch:
             now = replace(course, epoch=epoch, progress=(epoch - 1) / config.epochs)
-            means = epoch_means([step(model, optimizer, inputs, labels, config, blocks, trained, now)], labels)
+            drawn, measured = labels, [step(model, optimizer, inputs, labels, config, blocks, trained, now)]
         else:
             order, measured = torch.randperm(len(inputs), generator=shuffle).to(device), []
             batches, drawn = order.split(config.batch_size), labels[:, order]
@@ -252,17 +254,17 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
                     own = [ClassBlocks.among(part[0], near, *next(members), whole) for members in within]
                 now = replace(course, epoch=epoch, progress=(epoch - 1 + number / len(batches)) / config.epochs)
                 measured.append(step(model, optimizer, *part, config, own, trained, now))
-            means = epoch_means(measured, drawn)
-        spent += time.process_time() - began
-        if not torch.isfinite(means).all():
-            loss = means[:, :2].sum().item()
+        loss = _total_loss(measured)
+        if not math.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss} in epoch {epoch} of {config!r}")
-        if epoch % config.log_every == 0 or epoch == config.epochs:
+        logged = epoch % config.log_every == 0 or epoch == config.epochs
+        # In full-batch training it takes a tenth of a small network's step.
+        means = epoch_means(measured, drawn) if logged else None
+        spent += time.process_time() - began
+        if means is not None:
             columns = ("cross_entropy", "isometry", "train_accuracy")
             held_out = level_accuracies(model, dataset.test_inputs, test_labels)
-            distances = distance_history(
-                model, inputs[::stride], labels[:, ::stride], K=config.representation_scale
-            )
+            distances = distance_history(model, *logged_on, between_inputs, K=config.representation_scale)
             for level, row in enumerate(means.tolist()):
                 known = {"epoch": epoch, "level": level + 1, **dict(zip(columns, row, strict=True))}
                 history.append({**known, "test_accuracy": held_out[level], **distances[level]})
@@ -338,6 +340,12 @@ def step(
     return measured
 
 
+def _total_loss(measured: Sequence[Sequence[Measured]]) -> float:
+    """Return the sum of all that :func:`step` returned for each batch: finite if every loss and term is."""
+    terms = [term for batch in measured for entropy, penalty, _ in batch for term in (entropy, penalty)]
+    return float(torch.stack(terms).double().sum())
+
+
 def epoch_means(measured: Sequence[Sequence[Measured]], labels: Tensor) -> Tensor:
     """Return cross-entropy, isometry term and accuracy of every level over an epoch, float64, (levels, 3).
 
@@ -356,9 +364,18 @@ def epoch_means(measured: Sequence[Sequence[Measured]], labels: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def distance_history(model: Stack, inputs: Tensor, labels: Tensor, *, K: float) -> list[dict[str, float]]:
-    """Return distance_error and lipschitz_ratio of each level: inputs (N, …), labels (levels, N)."""
-    before = pairwise_distances(inputs)
+def distance_history(
+    model: Stack, inputs: Tensor, labels: Tensor, before: Tensor, *, K: float
+) -> list[dict[str, float]]:
+    """Return distance_error and lipschitz_ratio of each level.
+
+    Args:
+        model: the stack.
+        inputs: (N, …).
+        labels: of every level, (levels, N).
+        before: distances between the inputs, (N, N).
+        K: factor on the representation's distances, > 0.
+    """
     found = []
     for (representation, _), row in zip(model.levels(inputs), labels, strict=True):
         error = isometry(representation, before, row, beta=1.0, K=K)
