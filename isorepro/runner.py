@@ -246,15 +246,27 @@ def _code_as_it_is(files: tuple[tuple[str, int, int], ...]) -> dict[str, str]:
     return {name: source_fingerprint(f"isorepro.{name}") for name, *_ in files if name not in ABOUT_RUNNING}
 
 
-# Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too.
+# Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too. Two
+# kernels that start at once may choose the same port, and one is waited for in vain; a name of its own each has.
 _PAPERMILL = """
-import ctypes, os, sys
+import ctypes, os, sys, uuid
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)
 if os.getppid() != int(os.environ["ISOREPRO_DRIVER"]):
     sys.exit("the run was killed")
-from papermill.cli import papermill
-papermill()
+import yaml
+from jupyter_client import AsyncKernelManager
+from papermill import execute_notebook
+
+class Named(AsyncKernelManager):
+    def __init__(self, **given):
+        super().__init__(**given, transport="ipc", ip="@isorepro-" + uuid.uuid4().hex)
+
+given, executed, parameters, folder = sys.argv[1:]
+with open(parameters) as file:
+    values = yaml.safe_load(file)
+manager = {"kernel_manager_class": Named} if sys.platform == "linux" else {}
+execute_notebook(given, executed, values, kernel_name="python3", progress_bar=False, cwd=folder, **manager)
 """
 
 
@@ -289,7 +301,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         cluster.ADDRESS: desk.scheduler or "",
     }
     command = [sys.executable, "-c", _PAPERMILL, str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
-    command += ["-f", str(given), "-k", "python3", "--no-progress-bar", "--cwd", str(profiles.NOTEBOOKS)]
+    command += [str(given), str(profiles.NOTEBOOKS)]
     desk.begin(notebook, scratch / "share")
     began, started = datetime.now(UTC), time.monotonic()
     with log.open("wb") as output, channel.open() as lines:

@@ -191,6 +191,9 @@ import time
 from pathlib import Path
 from isorepro.sweep import _allowed
 share, started = _allowed(None), time.time()
+from ipykernel.connect import get_connection_info
+known = get_connection_info(unpack=True)
+(Path("{folder}") / "{name}.kernel").write_text(f"{{known['transport']}} {{known['ip']}}")
 time.sleep(1.5)
 (Path("{folder}") / "{name}.spent").write_text(f"{{started}} {{time.time()}} {{share}}")
 """
@@ -213,6 +216,11 @@ def test_notebooks_run_side_by_side_on_the_processors_given(
     assert all(int(share) in {*shares, jobs} for *_, share in spent)
     assert (workspace / "output/quick/records/two.json").is_file()
     assert not list((workspace / "output/quick/.running").glob("*-*"))
+    if sys.platform == "linux":
+        # Ports are chosen before they are taken: two kernels that begin at once may choose the same.
+        kernels = [(workspace / f"{name}.kernel").read_text().split() for name in ("one", "two")]
+        assert [transport for transport, _ in kernels] == ["ipc", "ipc"]
+        assert len({name for _, name in kernels}) == 2
 
 
 def driver(workspace: Path, before: str = "exec ") -> "subprocess.Popen[str]":
