@@ -191,6 +191,7 @@ def test_lines_end_neither_before_a_unit_nor_inside_a_word_of_a_long_name(run: P
         loosely = r"\d[ \n]?%|\d[ \n](?:ms|s|min|h|MB|GB|points|steps)\b|[≥≤][ \n]\d|\b[Kβε][ \n]=[ \n]\d|\w = \d"
         assert not re.findall(rf".{{0,20}}(?:{loosely}).{{0,20}}", text), name
     assert "geometry.|jacobian_|singular_|values" in names
+    assert ">doi:10.1038/<wbr>s41598-<wbr>025-<wbr>20619-<wbr>0</a>" in (run / "book/references.html").read_text()
     assert "attacks.fgsm" in names
 
 

@@ -182,11 +182,15 @@ def break_lines(
 # A name in the text long enough to be broken in a narrow column, and where it may be.
 LONG_NAME = re.compile(r'(?<=<span class="pre">)[\w.]{20,}(?=</span>)')
 JOINT = re.compile(r"(?<=[._])(?=[^._])")
+# The same of an address that is the text of its link, such as a DOI.
+ADDRESS = re.compile(r"(?<=>)(?:doi:|https://)[^<\s]+(?=</a>)")
+PART = re.compile(r"(?<=\w[/-])(?=[\w~])")
 
 
 def breakable(html: str) -> str:
-    """Return a page whose long names of code are broken, if they must be, between their words."""
-    return LONG_NAME.sub(lambda name: JOINT.sub("<wbr>", name[0]), html)
+    """Return a page whose long names of code, and addresses, are broken, if they must be, between their parts."""
+    named = LONG_NAME.sub(lambda name: JOINT.sub("<wbr>", name[0]), html)
+    return ADDRESS.sub(lambda address: PART.sub("<wbr>", address[0]), named)
 
 
 def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
