@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import VIEWS, pages
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, BrowserContext, Page
 from test_book import FIGURES
 
 from isorepro import style
@@ -62,9 +62,23 @@ class Look:
     made: list[dict[str, Any]]
 
 
-def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watched: Watch) -> Look:
-    faults = watched(page, own)
-    page.goto(address)
+def opened(
+    context: BrowserContext, addresses: Iterable[str], own: str, watched: Watch
+) -> Iterator[tuple[Page, list[str]]]:
+    """Open pages one after the other, each while the one before is looked at; yield what goes wrong on it, too."""
+    waiting: list[tuple[Page, list[str]]] = []
+    for address in addresses:
+        page = context.new_page()
+        waiting.append((page, watched(page, own)))
+        page.goto(address, wait_until="commit")
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def look_at(page: Page, faults: list[str], axe: dict[str, Any]) -> Look:
+    page.wait_for_load_state("load")
+    # Half a second in which it asks for nothing more.
     page.wait_for_load_state("networkidle")
     for turns in page.locator("figure:has(.isorepro-rotatable)").all():
         turns.scroll_into_view_if_needed()
@@ -122,7 +136,7 @@ def open_and_look(page: Page, address: str, own: str, axe: dict[str, Any], watch
             links: [...figure.querySelectorAll('details.isorepro-made a')].map(link => link.href),
         }))"""
     )
-    found = violations(page, axe, entries=address.endswith("/api.html"))
+    found = violations(page, axe, entries=page.url.endswith("/api.html"))
     return Look(faults, found, figures, inks, links, made)
 
 
@@ -169,11 +183,13 @@ def seen(
     """A view, and what was seen in it on every page, over http or from disk."""
     scheme, view = request.param
     root = site if scheme == "http" else (run / "book").as_uri()
-    looks = {}
+    looks, names = {}, pages(run)
     with browser.new_context(**VIEWS[view]) as context:
-        for name in pages(run):
-            with context.new_page() as page:
-                looks[name] = open_and_look(page, f"{root}/{name}", root, AXE[view], watched)
+        shown = opened(context, [f"{root}/{name}" for name in names], root, watched)
+        for name, (page, faults) in zip(names, shown, strict=True):
+            assert page.url == f"{root}/{name}"
+            looks[name] = look_at(page, faults, AXE[view])
+            page.close()
     return view, looks
 
 
