@@ -26,6 +26,9 @@ def grid(
 ) -> tuple[list[str], list[TrainingConfig]]:
     """Return the configs of named settings, each with every seed, and the name of each.
 
+    Seed by seed, so that networks whose times are compared are trained one after the other, under about the same
+    load. One setting after the other, a machine that slows down would make the later ones look dearer.
+
     Args:
         base: what all of them share.
         settings: the name of each → the fields in which it differs, such as ``{"method": "adversarial"}``.
@@ -37,13 +40,12 @@ def grid(
     if not settings or not seeds:
         raise InputError("settings: at least one setting and one seed are needed")
     names, configs = [], []
-    for name, fields in settings.items():
-        for seed in seeds:
-            try:
-                configs.append(TrainingConfig(**base.model_dump() | dict(fields) | {"seed": seed}))
-            except InputError as error:
-                raise InputError(f"settings: '{name}': {error}") from None
-            names.append(name)
+    for seed, (name, fields) in itertools.product(seeds, settings.items()):
+        try:
+            configs.append(TrainingConfig(**base.model_dump() | dict(fields) | {"seed": seed}))
+        except InputError as error:
+            raise InputError(f"settings: '{name}': {error}") from None
+        names.append(name)
     return names, configs
 
 

@@ -18,9 +18,10 @@ BASE = TrainingConfig(train_size=500, epochs=1, width=20, depth=1, device="cpu")
 def test_settings_get_every_seed_and_their_names() -> None:
     settings = {"CE": {}, "noisy": {"method": "noise", "options": {"sigma": 0.3}}}
     names, configs = comparison.grid(BASE, settings, [3, 4])
-    assert names == ["CE", "CE", "noisy", "noisy"]
-    assert [config.seed for config in configs] == [3, 4, 3, 4]
-    assert [config.method for config in configs] == ["isometry", "isometry", "noise", "noise"]
+    # Seed by seed, so that times that are compared were taken one after the other.
+    assert names == ["CE", "noisy", "CE", "noisy"]
+    assert [config.seed for config in configs] == [3, 3, 4, 4]
+    assert [config.method for config in configs] == ["isometry", "noise", "isometry", "noise"]
     assert all(config.train_size == 500 for config in configs)
 
 
