@@ -167,7 +167,7 @@ def fab(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor, *, it
         (move, from_origin), (length, length_from_origin) = moves.chunk(2), lengths.chunk(2)
         drawn = (length / (length + length_from_origin)).clamp_max_(most_drawn)
         at = torch.lerp(at + overshoot * move, origin + overshoot * from_origin, drawn).clamp_(*PIXELS)
-        fooled = (~attacks.correct_predictions(model, at.view_as(images), labels)).nonzero().squeeze(1)
+        fooled = (class_logits(model, at.view_as(images)).argmax(1) != labels).nonzero().squeeze(1)
         moved = at[fooled] - origin[fooled]
         distance = moved.abs().amax(1)
         nearer = distance < nearest[fooled]
