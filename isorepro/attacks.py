@@ -3,11 +3,16 @@
 Every attack is called as ``attack(model, images, labels, epsilon=…)`` and returns adversarial images. The
 attacks that take one gradient (:func:`fgsm`, :func:`released_fgsm`, :func:`released_pgd`) also take several
 radii at once, a tensor of shape (E,), and return a leading axis of that length for one gradient's cost.
+
+The model, which may be any, runs in evaluation mode and is left as it was found. A gradient that is not finite is
+refused: its sign would be 0 where it is NaN, and the model would look robust.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Protocol
 
@@ -17,7 +22,7 @@ from torch.nn import functional
 
 from isorepro.errors import InputError
 from isorepro.losses import Form, isometry, pairwise_distances
-from isorepro.models import Stack, frozen
+from isorepro.models import Stack, class_logits, evaluated, frozen
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 """What an attack ascends: (model, images (B, …), labels (B,)) → (scalar, logits (B, classes))."""
@@ -47,7 +52,7 @@ class OneGradientAttack(Protocol):
 
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Ascend the cross-entropy, summed so that the examples of a batch do not scale each other's gradient."""
-    logits = model(images)
+    logits = class_logits(model, images)
     return functional.cross_entropy(logits, labels, reduction="sum"), logits
 
 
@@ -56,7 +61,7 @@ def margin(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
     Unlike the cross-entropy, its gradient does not vanish where the network is very sure.
     """
-    logits = model(images)
+    logits = class_logits(model, images)
     right = functional.one_hot(labels, logits.shape[1]).bool()
     wrong = logits.masked_fill(right, -math.inf).amax(1)
     return (wrong - logits[right]).sum(), logits
@@ -71,7 +76,7 @@ def dlr(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     Raises:
         InputError: fewer than four classes.
     """
-    logits = model(images)
+    logits = class_logits(model, images)
     require_four_classes(logits.shape[1], "the difference-of-logits ratio")
     top = logits.topk(3).values
     right = functional.one_hot(labels, logits.shape[1]).bool()
@@ -122,17 +127,62 @@ def released_objective(clean: Tensor, *, beta: float, K: float, form: Form) -> O
     return objective
 
 
+_BROKEN: ContextVar[list[int] | None] = ContextVar("_BROKEN", default=None)
+
+
+@contextmanager
+def broken_gradients_counted(counts: list[int]) -> Iterator[None]:
+    """Let attacks go on where a gradient is not finite, as if it were zero, and add how many images that were.
+
+    Once for each gradient; for checks, which tell of it. Anywhere else :func:`finite_gradient` refuses it.
+    """
+    token = _BROKEN.set(counts)
+    try:
+        yield
+    finally:
+        _BROKEN.reset(token)
+
+
+def finite_gradient(gradient: Tensor) -> Tensor:
+    """Return the gradient of some images, (B, …), which has to be finite.
+
+    Raises:
+        InputError: it is not, and this is not inside :func:`broken_gradients_counted`.
+    """
+    # The sum is finite only if all of it is, and fast; it may overflow where all of it is.
+    if gradient.sum().isfinite():
+        return gradient
+    broken = ~gradient.flatten(1).isfinite().all(1)
+    count, counts = int(broken.sum()), _BROKEN.get()
+    if count and counts is None:
+        raise InputError(
+            f"gradient: NaN, infinite or missing at {count} of {len(broken)} images, where an attack cannot follow"
+            " it and the model would look robust (a root has none at 0, nor has what is detached)"
+        )
+    if counts is not None:
+        counts.append(count)
+    return gradient.masked_fill(broken.view(-1, *[1] * (gradient.dim() - 1)), 0)
+
+
+@evaluated
 def input_gradient(
     objective: Objective, model: nn.Module, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the objective's gradient with respect to the images, and the logits there: (B, …), (B, classes)."""
+    """Return the objective's gradient with respect to the images, and the logits there: (B, …), (B, classes).
+
+    Raises:
+        InputError: a gradient that is not finite, or none.
+    """
     with torch.enable_grad(), frozen(model):
         images = images.detach().requires_grad_()
         value, logits = objective(model, images, labels)
-        (gradient,) = torch.autograd.grad(value, images)
-    return gradient, logits.detach()
+        gradient = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value, images, allow_unused=True)
+    return finite_gradient(torch.full_like(images, torch.nan) if gradient is None else gradient), logits.detach()
 
 
+@torch.no_grad()
 def fgsm(
     model: nn.Module,
     images: Tensor,
@@ -183,6 +233,7 @@ def released_fgsm(
     return fgsm(model, images, labels, epsilon=epsilon, objective=objective, bounds=bounds)
 
 
+@torch.no_grad()
 def released_pgd(
     model: nn.Module,
     images: Tensor,
@@ -216,6 +267,7 @@ def released_pgd(
     return moved
 
 
+@torch.no_grad()
 def pgd(
     model: nn.Module,
     images: Tensor,
@@ -297,6 +349,7 @@ def pgd(
     return result
 
 
+@torch.no_grad()
 def l2_pgd(
     model: nn.Module,
     images: Tensor,
@@ -366,13 +419,24 @@ def l2_pgd(
     return result
 
 
+@evaluated
 @torch.no_grad()
 def correct_predictions(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> Tensor:
-    """Return which images the model classifies correctly: (N, …), (N,) → (N,) bool."""
-    pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    return torch.cat([model(x).argmax(1) == y for x, y in pairs])
+    """Return which images the model classifies correctly: (N, …), (N,) → (N,) bool.
+
+    Raises:
+        InputError: a label of a class that the model does not have.
+    """
+    found = []
+    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        logits = class_logits(model, x)
+        if len(y) and int(y.max()) >= logits.shape[1]:
+            raise InputError(f"labels: must be below {logits.shape[1]}, the model's classes, not {int(y.max())}")
+        found.append(logits.argmax(1) == y)
+    return torch.cat(found)
 
 
+@evaluated
 def accuracy_curve(
     attack: OneGradientAttack,
     model: nn.Module,
@@ -406,6 +470,7 @@ def accuracy_curve(
     return torch.cat(columns, dim=1)
 
 
+@evaluated
 def nested_accuracy_curve(
     attack: Attack,
     model: nn.Module,

@@ -8,13 +8,14 @@ import torch
 from scipy import spatial
 from torch import Tensor, nn
 
-from isorepro import geometry, stats
+from isorepro import attacks, geometry, stats
 from isorepro.errors import InputError
-from isorepro.models import frozen
+from isorepro.models import class_logits, evaluated
 from isorepro.structure import held_out
 from isorepro.training import TrainedModel
 
 
+@evaluated
 def boundary_distance(
     model: nn.Module, points: Tensor, *, reach: float, steps: int = 64, refinements: int = 12
 ) -> Tensor:
@@ -45,7 +46,7 @@ def boundary_distance(
             f"not {reach}, {steps} and {refinements}"
         )
     with torch.no_grad():
-        logits = model(points)
+        logits = class_logits(model, points)
     own = logits.argmax(1)
     directions = [_towards(model, points, own, torch.full_like(own, label)) for label in range(logits.shape[1])]
     directions.append(_to_nearest_other(points, own))
@@ -59,7 +60,7 @@ def boundary_distance(
         limit = torch.where(found, shortest, 0.0)
         crossing = points + direction * limit[:, None]
         with torch.no_grad():
-            beyond = model(crossing).argmax(1)
+            beyond = class_logits(model, crossing).argmax(1)
         normal = _towards(model, crossing, own, beyond)
         back = points - crossing
         slide = back - (back * normal).sum(1, keepdim=True) * normal
@@ -79,12 +80,12 @@ def _unit(vectors: Tensor) -> Tensor:
 
 def _towards(model: nn.Module, points: Tensor, own: Tensor, other: Tensor) -> Tensor:
     """Return unit vectors (N, D) along which the other class's logit gains most on the own one's, or zeros."""
-    points = points.detach().requires_grad_()
-    with torch.enable_grad(), frozen(model):
-        logits = model(points)
-        margin = logits.gather(1, other[:, None]) - logits.gather(1, own[:, None])
-        (gradient,) = torch.autograd.grad(margin.sum(), points)
-    return _unit(gradient)
+
+    def ahead(model: nn.Module, points: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        logits = class_logits(model, points)
+        return (logits.gather(1, other[:, None]) - logits.gather(1, own[:, None])).sum(), logits
+
+    return _unit(attacks.input_gradient(ahead, model, points, other)[0])
 
 
 def _to_nearest_other(points: Tensor, own: Tensor) -> Tensor:
@@ -105,8 +106,7 @@ def _first_change(
     """Return the distance (N,) along unit directions to the first point of another class, or infinity."""
 
     def changed(distance: Tensor) -> Tensor:
-        logits: Tensor = model(points + direction * distance[:, None])
-        return logits.argmax(1) != own
+        return class_logits(model, points + direction * distance[:, None]).argmax(1) != own
 
     far = torch.full((len(points),), math.inf)
     for step in range(1, steps + 1):
@@ -120,6 +120,7 @@ def _first_change(
     return far
 
 
+@evaluated
 @torch.no_grad()
 def grid_boundary_distance(
     model: nn.Module, points: Tensor, *, low: Tensor, high: Tensor, resolution: int = 400
@@ -149,7 +150,7 @@ def grid_boundary_distance(
         )
     nodes = geometry.plane_grid(low, high, resolution)
     predicted, own = (
-        torch.cat([model(part).argmax(1) for part in all_.split(10_000)]) for all_ in (nodes, points)
+        torch.cat([class_logits(model, part).argmax(1) for part in all_.split(10_000)]) for all_ in (nodes, points)
     )
     distance = torch.full((len(points),), math.inf, dtype=torch.float64)
     for label in own.unique():

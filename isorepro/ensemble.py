@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from isorepro import attacks, data, hierarchy, methods
 from isorepro.attacks import PIXELS, Objective
 from isorepro.errors import InputError
+from isorepro.models import class_logits, evaluated
 from isorepro.robustness import CLEAN, CORRECTED, FGSM, ONE_GRADIENT_PGD, PGD, RELEASED
 from isorepro.training import TrainedModel, TrainingConfig, resolve_device
 
@@ -57,6 +58,7 @@ def gaussian_noise(
 NOISE: dict[str, Callable[..., Tensor]] = {UNIFORM_NOISE: uniform_noise, GAUSSIAN_NOISE: gaussian_noise}
 
 
+@evaluated
 def square(
     model: nn.Module,
     images: Tensor,
@@ -90,7 +92,7 @@ def square(
     lower, upper = ((images[standing] + way * radii).clamp(*PIXELS) for way in (-1, 1))
 
     def margins(points: Tensor) -> Tensor:
-        logits: Tensor = model(points)
+        logits = class_logits(model, points)
         return logits.gather(1, label).squeeze(1) - logits.scatter(1, label, -math.inf).amax(1)
 
     with torch.no_grad():
@@ -127,6 +129,8 @@ def _square_side(query: int, height: int, width: int) -> int:
     return min(max(side, 1), height, width)
 
 
+@evaluated
+@torch.no_grad()
 def fab(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor, *, iterations: int = 100) -> Tensor:
     """Look for the nearest image that is taken for another class, without any radius (FAB, Croce & Hein 2020).
 
@@ -148,21 +152,22 @@ def fab(model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor, *, it
     overshoot, most_drawn, back = 1.05, 0.1, 0.9
     ends, origin = torch.stack([labels, targets], 1), images.flatten(1)
     result, point = images.clone(), images
+
+    def ahead(model: nn.Module, points: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        own, other = class_logits(model, points).gather(1, ends).unbind(1)
+        return (own - other).sum(), own - other
+
     nearest = torch.full((len(images),), math.inf, dtype=images.dtype, device=images.device)
     for _ in range(iterations):
-        with torch.enable_grad():
-            point = point.detach().requires_grad_()
-            own, other = model(point).gather(1, ends).unbind(1)
-            (slopes,) = torch.autograd.grad((own - other).sum(), point)
-        lead, slopes, at = (own - other).detach(), slopes.flatten(1), point.detach().flatten(1)
+        slopes, lead = attacks.input_gradient(ahead, model, point, ends)
+        slopes, at = slopes.flatten(1), point.flatten(1)
         lead_at_origin = lead + (slopes * (origin - at)).sum(1)
         moves = _to_plane(torch.cat([at, origin]), torch.cat([slopes, slopes]), torch.cat([lead, lead_at_origin]))
         lengths = moves.abs().amax(1, keepdim=True).clamp_min_(1e-8)
         (move, from_origin), (length, length_from_origin) = moves.chunk(2), lengths.chunk(2)
         drawn = (length / (length + length_from_origin)).clamp_max_(most_drawn)
         at = torch.lerp(at + overshoot * move, origin + overshoot * from_origin, drawn).clamp_(*PIXELS)
-        with torch.no_grad():
-            fooled = (model(at.view_as(images)).argmax(1) != labels).nonzero().squeeze(1)
+        fooled = (class_logits(model, at.view_as(images)).argmax(1) != labels).nonzero().squeeze(1)
         moved = at[fooled] - origin[fooled]
         distance = moved.abs().amax(1)
         nearer = distance < nearest[fooled]
@@ -209,6 +214,8 @@ def _radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
     return radii.reshape(-1, *[1] * (images.dim() - 1))
 
 
+@torch.random.fork_rng()
+@torch.no_grad()
 def autoattack(
     model: nn.Module,
     images: Tensor,
@@ -264,14 +271,20 @@ def _ensemble(
     """
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
-    model = copy.deepcopy(model).requires_grad_(False)
+    model, images = copy.deepcopy(model).eval().requires_grad_(False), images.contiguous()
     with torch.no_grad():
-        clean = model(images)
+        clean = class_logits(model, images)
+
+    def watched(points: Tensor) -> Tensor:
+        if points.requires_grad:
+            points.register_hook(attacks.finite_gradient)
+        return class_logits(model, points)
+
     classes = clean.shape[1]
     attacks.require_four_classes(classes, "AutoAttack (targeted APGD and FAB)")
     shared: dict[str, Any] = {"n_iter": iterations, "eps": 0.0, "seed": seed, "device": images.device}
-    apgd = APGDAttack(model, **shared, logger=_SILENT)
-    targeted = APGDAttack_targeted(model, **shared, logger=_SILENT)
+    apgd = APGDAttack(watched, **shared, logger=_SILENT)
+    targeted = APGDAttack_targeted(watched, **shared, logger=_SILENT)
 
     # The package's own loops take one radius for all images; a single run of APGD takes one for each.
     def by_apgd(attack: APGDAttack, rank: int | None, chosen: Tensor, radii: Tensor) -> Tensor:
@@ -296,9 +309,8 @@ def _ensemble(
         [partial(by_fab, rank) for rank in ranks],
         [by_square],
     ):
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            yield from runs
+        torch.manual_seed(seed)
+        yield from runs
 
 
 def _distances(images: Tensor, moved: Tensor) -> Tensor:
@@ -306,6 +318,8 @@ def _distances(images: Tensor, moved: Tensor) -> Tensor:
     return (moved - images).abs().flatten(1).amax(1)
 
 
+@torch.random.fork_rng()
+@torch.no_grad()
 def autoattack_curve(
     model: nn.Module,
     images: Tensor,

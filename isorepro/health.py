@@ -8,7 +8,7 @@ from a network and a pair of attacks, so that other attacks can be checked as we
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from isorepro import attacks, robustness, stats
 from isorepro.attacks import PIXELS, UNBOUNDED, Attack, Objective
 from isorepro.ensemble import AUTOATTACK, NOISE, WORST_CASE, attacked_images, finest_labels, square
 from isorepro.errors import InputError
+from isorepro.models import evaluated
 from isorepro.robustness import ATTACK_LIMIT, CLEAN, CORRECTED, FGSM, PGD, RELEASED
 from isorepro.training import TrainedModel, TrainingConfig
 
@@ -168,6 +169,7 @@ def rivals(
     return found
 
 
+@evaluated
 def checks(
     model: nn.Module,
     images: Tensor,
@@ -183,7 +185,8 @@ def checks(
 ) -> list[Check]:
     """Check an evaluation on one network.
 
-    Differences of accuracy count from 0.2 points on, or from one image on where that is more.
+    Differences of accuracy count from 0.2 points on, or from one image on where that is more. Where a gradient is
+    not finite an attack goes on as if it were zero, which the check of zero gradients tells.
 
     Args:
         model: images (B, …) → logits (B, classes).
@@ -200,7 +203,7 @@ def checks(
     Returns:
         The findings, those of accuracy as shares in [0, 1].
     """
-    bounded = evaluation.bounds != UNBOUNDED
+    bounded, images = evaluation.bounds != UNBOUNDED, images.detach()
     radii = _checked_radii(epsilon, epsilons, evaluation.bounds)
     finest, steps = finest_labels(labels), evaluation.steps
     if known is None:
@@ -217,50 +220,68 @@ def checks(
         )
     one_image = 1 / len(images)
     slack = max(SLACK, one_image)
+    broken: list[int] = []
 
     def accuracy(attacked: Tensor) -> float:
+        if attacked.isnan().any():
+            return math.nan
         return float(attacks.correct_predictions(model, attacked, finest).double().mean())
 
     def iterated(radius: float, steps: int) -> Tensor:
-        return evaluation.iterated(model, images, labels, epsilon=radius, steps=steps)
+        with attacks.broken_gradients_counted(broken):
+            return evaluation.iterated(model, images, labels, epsilon=radius, steps=steps)
 
     def one_step(radius: float) -> Tensor:
-        return evaluation.one_step(model, images, labels, epsilon=radius)
+        with attacks.broken_gradients_counted(broken):
+            return evaluation.one_step(model, images, labels, epsilon=radius)
 
     attacked = {radius: iterated(radius, steps) for radius in radii}
     reached = {radius: accuracy(points) for radius, points in attacked.items()}
 
     def above(others: dict[float, Tensor]) -> float:
-        return max(reached[radius] - accuracy(points) for radius, points in others.items())
+        return _largest(reached[radius] - accuracy(points) for radius, points in others.items())
 
     found = {
         "PGD at most FGSM": (above({radius: one_step(radius) for radius in radii}), slack),
         "falls as ε grows": (
-            max(after - before for before, after in itertools.pairwise([accuracy(images), *reached.values()])),
+            _largest(
+                after - before for before, after in itertools.pairwise([accuracy(images), *reached.values()])
+            ),
             slack,
         ),
     }
     if bounded:
         found["chance at ε = 0.5"] = reached[ATTACK_LIMIT], float(finest.bincount().max()) / len(finest)
     for name, others in known.items():
-        found[name] = max(above(attacked) for attacked in others), slack
-    for name, share in zero_gradients(model, images, labels, evaluation).items():
-        found[name] = share, 0.0
+        found[name] = _largest(above(attacked) for attacked in others), slack
     more = accuracy(iterated(epsilon, 2 * steps))
+    shares = zero_gradients(model, images, labels, evaluation)
+    # Those at moved points as well; of one gradient, so that no image counts twice.
+    shares["no zero gradients"] = max(shares["no zero gradients"], max(broken, default=0) / len(images))
+    for name, share in shares.items():
+        found[name] = share, 0.0
     found["twice the steps change nothing"] = abs(reached[epsilon] - more), max(STEPS_SLACK, one_image)
     # An attack that moves takes its last gradient one step from where it ends, but for rounding.
     apart = steps_from_gradient(model, images[:20], labels[..., :20], evaluation, epsilon=epsilon)
     found["gradients at the moved point"] = apart, 1.01
-    excess = max(float((points - images).abs().max()) - radius for radius, points in attacked.items())
+    excess = _largest(float((points - images).abs().max()) - radius for radius, points in attacked.items())
     found["inside the ball"] = excess, 1e-6
     if bounded:
         low, high = evaluation.bounds
         points = torch.cat(list(attacked.values()))
-        found["inside the range"] = max(low - float(points.min()), float(points.max()) - high), 0.0
+        found["inside the range"] = _largest([low - float(points.min()), float(points.max()) - high]), 0.0
     return [Check(name, *numbers, SOURCES[name]) for name, numbers in found.items()]
 
 
-_ZERO = "Athalye et al. 2018: where the gradient is zero, an attack that follows it stands still"
+def _largest(numbers: Iterable[float]) -> float:
+    """Return the largest number, or NaN if one is: the built-in max may pass over it."""
+    return float(torch.tensor([*numbers], dtype=torch.float64).max())
+
+
+_ZERO = (
+    "Athalye et al. 2018, Carlini et al. 2019: where the gradient is zero or not finite, an attack that follows "
+    "it stands still"
+)
 SOURCES = {
     "PGD at most FGSM": "Carlini et al. 2019: an iterated attack is at least as strong as one step; 0.2 points",
     "falls as ε grows": "Carlini et al. 2019: a larger ball holds the smaller one; 0.2 points",
@@ -279,10 +300,11 @@ SOURCES = {
 
 
 def zero_gradients(model: nn.Module, images: Tensor, labels: Tensor, evaluation: Evaluation) -> dict[str, float]:
-    """Return the share of images at which the objective's gradient is exactly zero in every pixel.
+    """Return the share of images at which the objective's gradient is exactly zero in every pixel, or not finite.
 
     As it is; in float64, since a sure network's gradient can be too small for float32; and in float64 for the
     cross-entropy of logits scaled to at most 1, since a saturated output hides the gradients of what leads to it.
+    The sign of NaN is 0, and no gradient at all counts as one of NaN.
 
     Returns:
         Name of the check → share in [0, 1].
@@ -307,12 +329,14 @@ def zero_gradients(model: nn.Module, images: Tensor, labels: Tensor, evaluation:
         zero = 0
         size = evaluation.batch_size
         for x, y in zip(inputs.split(size), labels.split(size, dim=-1), strict=True):
-            gradient, _ = attacks.input_gradient(objective(x), network, x, y)
+            with attacks.broken_gradients_counted([]):
+                gradient, _ = attacks.input_gradient(objective(x), network, x, y)
             zero += int((gradient.flatten(1) == 0).all(1).sum())
         shares[name] = zero / len(images)
     return shares
 
 
+@evaluated
 def steps_from_gradient(
     model: nn.Module, images: Tensor, labels: Tensor, evaluation: Evaluation, *, epsilon: float
 ) -> float:
@@ -322,31 +346,40 @@ def steps_from_gradient(
         The largest of these L∞ distances over the images, over the length of a step: at most 1 if the last
         gradient was taken at the point that the step before had reached; infinite if none was taken.
     """
-    with _gradient_points(model) as points:
+    with _gradient_points(model) as (whole, first), attacks.broken_gradients_counted([]):
         attacked = evaluation.iterated(model, images, labels, epsilon=epsilon, steps=evaluation.steps)
-    if not points:
+    if not (whole or first):
         return math.inf
-    taken = torch.cat(points)
+    taken = torch.cat(whole or first)
     nearest = [float((taken - point).abs().amax(1).min()) for point in attacked.flatten(1)]
-    return max(nearest) / evaluation.step_size(epsilon, evaluation.steps)
+    return _largest(nearest) / evaluation.step_size(epsilon, evaluation.steps)
 
 
 @contextmanager
-def _gradient_points(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the inputs (B, values) for which the model is run with gradients, whoever runs it."""
-    points: list[Tensor] = []
+def _gradient_points(model: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Collect the inputs (B, values) for which the model is run with gradients, whoever runs it.
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].requires_grad:
-            points.append(inputs[0].detach().flatten(1).clone())
+    A stack's levels are run without the stack itself: then those of its first module without parts, which sees the
+    input as it is.
+    """
+    whole: list[Tensor] = []
+    first: list[Tensor] = []
 
-    # The first module without parts sees the input as it is, also where a stack's levels are run one by one.
-    first = next(module for module in model.modules() if not list(module.children()))
-    handle = first.register_forward_pre_hook(record)
+    # A function of its own for each list, which a copy of the model shares.
+    def into(points: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
+                points.append(inputs[0].detach().flatten(1).clone())
+
+        return record
+
+    leaf = next(module for module in model.modules() if not list(module.children()))
+    handles = [part.register_forward_pre_hook(into(points)) for part, points in ((model, whole), (leaf, first))]
     try:
-        yield points
+        yield whole, first
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def attack_checks(

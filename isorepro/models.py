@@ -1,8 +1,9 @@
 """The paper's network: a stack of locally isometric blocks, one per level of a label hierarchy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ Readout = Literal["in order", "reversed"]
 
 Features = Literal["none", "convolutional"]
 """What the input layer is given: the pixels, or :func:`convolutional_features` of them."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 CHANNELS = 128
 """Of each convolutional layer, as in the paper's network for CIFAR-10."""
@@ -125,6 +129,48 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in free:
             parameter.requires_grad_(True)
+
+
+def evaluated(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function run with the models among its arguments in evaluation mode; each part gets its mode back."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        models = [given for given in (*args, *kwargs.values()) if isinstance(given, nn.Module)]
+        training = [part for model in models for part in model.modules() if part.training]
+        # Not by eval(), which a model may have made to do more than train() undoes.
+        for part in training:
+            part.training = False
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for part in training:
+                part.training = True
+
+    return run
+
+
+def class_logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what a model says of inputs, once it is sure that a prediction can be read off it.
+
+    Args:
+        model: inputs (B, …) → logits (B, classes).
+        inputs: (B, …).
+
+    Raises:
+        InputError: an output of another kind, NaN in it, or inputs that the model has changed.
+    """
+    version = None if inputs.is_inference() else inputs._version
+    logits = model(inputs)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
+        what = f"a tensor {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise InputError(f"model: must return logits, ({len(inputs)}, classes), not {what}")
+    if version is not None and inputs._version != version:
+        raise InputError("model: must leave its inputs as they are, not change them in place")
+    missing = logits.isnan().any(1)
+    if missing.any():
+        raise InputError(f"model: its logits are NaN for {int(missing.sum())} of {len(inputs)} inputs")
+    return logits
 
 
 class Stack(nn.Module):

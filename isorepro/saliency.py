@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from isorepro import attacks, data
 from isorepro.errors import InputError
+from isorepro.models import class_logits
 from isorepro.robustness import first_of_each_class, pixel_rows
 from isorepro.training import TrainedModel
 
@@ -35,7 +36,7 @@ def maps(model: nn.Module, images: Tensor, labels: Tensor, *, of: Of = "logit") 
         (N, height, width), signed.
 
     Raises:
-        InputError: inputs that are no images.
+        InputError: inputs that are no images, or a gradient that is not finite.
     """
     if images.dim() != 4:
         raise InputError(f"saliency: needs images, (N, channels, height, width), not {tuple(images.shape)}")
@@ -45,7 +46,7 @@ def maps(model: nn.Module, images: Tensor, labels: Tensor, *, of: Of = "logit") 
 
 
 def _true_logit(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    logits = model(images)
+    logits = class_logits(model, images)
     return logits.gather(1, labels[:, None]).sum(), logits
 
 

@@ -17,7 +17,7 @@ from isorepro.errors import Config, InputError
 from isorepro.hierarchy import Hierarchy
 from isorepro.losses import ClassBlocks, Form, class_members, isometry, pairwise_distances, squared_norms
 from isorepro.methods import Clean, Course, Method, Options
-from isorepro.models import Features, Gradients, Readout, Stack
+from isorepro.models import Features, Gradients, Readout, Stack, class_logits, evaluated
 
 Measured = tuple[Tensor, Tensor, Tensor]
 """A level's cross-entropy (of another method its loss) and isometry term, both scalars, and logits (B, classes).
@@ -394,10 +394,12 @@ def level_accuracies(model: Stack, inputs: Tensor, labels: Tensor) -> list[float
     return (correct.double() / len(inputs)).tolist()
 
 
+@evaluated
 @torch.no_grad()
 def clean_accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Return the share of examples classified correctly, in [0, 1]: inputs (N, …), labels (N,)."""
     correct = [
-        (model(x).argmax(1) == y).sum() for x, y in zip(inputs.split(1000), labels.split(1000), strict=True)
+        (class_logits(model, x).argmax(1) == y).sum()
+        for x, y in zip(inputs.split(1000), labels.split(1000), strict=True)
     ]
     return float(sum(correct)) / len(labels)
