@@ -1,7 +1,7 @@
 """Datasets as tensors: pixels in [0, 1], integer labels, verified files, seeded stratified subsets.
 
-MNIST and FashionMNIST are read from the vendored files; CIFAR-10 from an archive that torchvision downloads when it
-is first asked for, or that was put in place by hand; the toy sets are drawn from a seed.
+MNIST and FashionMNIST are read from the vendored files; CIFAR-10 from an archive that torchvision downloads when
+it is first asked for, or that was put in place by hand; the toy sets are drawn from a seed.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import numpy as np
@@ -163,9 +163,9 @@ def _vendored(name: str, kind: str, classes: tuple[str, ...]) -> Dataset:
     """Return a set that lies in ``data/<name>`` and that ``torchvision.datasets.<kind>`` reads."""
     import torchvision
 
-    folder = paths.output() / "data"
+    folder, read = paths.output() / "data", getattr(torchvision.datasets, kind)
     unpack_verified(paths.DATA / name, folder / kind / "raw")
-    parts = (getattr(torchvision.datasets, kind)(str(folder), train=train, download=False) for train in (True, False))
+    parts = (read(str(folder), train=train, download=False) for train in (True, False))
     (train, train_labels), (test, test_labels) = (
         (part.data.unsqueeze(1).float().div_(255), part.targets) for part in parts
     )
@@ -295,8 +295,8 @@ def _download(path: Path, md5: str, address: str, sha256: str) -> None:
     except (OSError, RuntimeError, HTTPException) as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{path} is missing and could not be downloaded ({told}): put it there by hand; it is used if its SHA-256 "
-            f"is {sha256}"
+            f"{path} is missing and could not be downloaded ({told}): put it there by hand; it is used if its "
+            f"SHA-256 is {sha256}"
         ) from None
     finally:
         socket.setdefaulttimeout(patience)
@@ -352,23 +352,41 @@ def _ring_points(angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return points.float(), along.float(), angles.flatten().float()
 
 
-def torus(seed: int, *, pieces: int = 8, major: float = 0.67, minor: float = 0.33, noise: float = 1e-3) -> Dataset:
-    """The paper's torus in R³: a 40 × 40 grid of angles, cut into equal runs along the first angle.
+def torus(
+    seed: int,
+    *,
+    cut: Literal["axis", "tube"] = "axis",
+    rescaled: bool = False,
+    rows: int = 40,
+    pieces: int = 8,
+    major: float = 0.67,
+    minor: float = 0.33,
+    noise: float = 1e-3,
+    name: str = "torus",
+) -> Dataset:
+    """A torus in R³: a grid of rows × rows angles, cut into equal runs along one of its angles.
 
-    Training points are the grid with Gaussian noise. The 1,600 test points have uniform random angles and no
-    noise (the release evaluates on the training points); their class is that of the nearest row of the grid.
-    The coordinates of a point are its angles around the axis and around the tube.
+    The paper's is cut around the tube, into the upper and the lower half first, and rescaled, which halves all
+    distances ("paper_torus"); the torus of this book is cut around the axis ("torus").
+
+    Training points are the grid with Gaussian noise. As many test points have uniform random angles and no noise
+    (the release evaluates on the training points); their class is that of the nearest row of the grid. The
+    coordinates of a point are its angles around the axis and around the tube.
 
     Args:
         seed: seed of the noise and of the test angles.
-        pieces: number of classes, a divisor of 40.
+        cut: around what the pieces follow each other.
+        rescaled: whether the least coordinate of the training points is subtracted from all coordinates, which are
+            then divided by the largest.
+        rows: angles of the grid around the axis, and around the tube.
+        pieces: number of classes, a divisor of ``rows``.
         major, minor: radii of the axis and of the tube.
         noise: standard deviation of each coordinate of a training point.
+        name: of the dataset.
 
     Raises:
-        InputError: ``pieces`` does not divide 40.
+        InputError: ``pieces`` does not divide ``rows``.
     """
-    rows = 40
     if pieces < 1 or rows % pieces:
         raise InputError(f"torus: pieces must divide {rows}, not {pieces}")
     generator = torch.Generator().manual_seed(seed)
@@ -378,12 +396,16 @@ def torus(seed: int, *, pieces: int = 8, major: float = 0.67, minor: float = 0.3
     train = train + noise * torch.randn(train.shape, generator=generator, dtype=torch.float64)
     angles = _angles((rows**2, 2), generator)
     test, tangents = _torus_points(angles, major, minor)
+    if rescaled:
+        least, size = train.min(), train.max() - train.min()
+        train, test = ((points - least) / size for points in (train, test))
     train_labels, test_labels = (
-        (uv[:, 0] / step).round().long().remainder(rows) // (rows // pieces) for uv in (grid, angles)
+        (uv[:, int(cut == "tube")] / step).round().long().remainder(rows) // (rows // pieces)
+        for uv in (grid, angles)
     )
     classes = tuple(f"piece {number}" for number in range(1, pieces + 1))
     return Dataset(
-        "torus", train.float(), train_labels, test.float(), test_labels, classes, angles.float(), tangents.float()
+        name, train.float(), train_labels, test.float(), test_labels, classes, angles.float(), tangents.float()
     )
 
 
@@ -426,6 +448,10 @@ DATASETS: dict[str, Callable[[int], Dataset]] = {
     "cifar10": lambda seed: cifar10(),
     "linked_rings": linked_rings,
     "torus": torus,
+    "paper_torus": lambda seed: torus(seed, cut="tube", rescaled=True, name="paper_torus"),
+    # One difference of the two at a time.
+    "torus_around_tube": lambda seed: torus(seed, cut="tube", name="torus_around_tube"),
+    "torus_rescaled": lambda seed: torus(seed, rescaled=True, name="torus_rescaled"),
     "two_moons": two_moons,
 }
 """Name → a function of the seed. Images are the same for every seed."""
