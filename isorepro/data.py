@@ -1,7 +1,7 @@
 """Datasets as tensors: pixels in [0, 1], integer labels, verified files, seeded stratified subsets.
 
-MNIST is read from the vendored files; FashionMNIST and CIFAR-10 from archives that torchvision downloads when they
-are first asked for, or that were put in place by hand; the toy sets are drawn from a seed.
+MNIST and FashionMNIST are read from the vendored files; CIFAR-10 from an archive that torchvision downloads when
+it is first asked for, or that was put in place by hand; the toy sets are drawn from a seed.
 """
 
 import gzip
@@ -11,13 +11,13 @@ import math
 import shutil
 import socket
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import numpy as np
@@ -125,19 +125,7 @@ def mnist() -> Dataset:
     Raises:
         DataError: an archive is missing, truncated or altered.
     """
-    folder = paths.output() / "data"
-    unpack_verified(paths.DATA / "mnist", folder / "MNIST" / "raw")
-    from torchvision.datasets import MNIST
-
-    train, test = (MNIST(str(folder), train=part, download=False) for part in (True, False))
-    return Dataset(
-        name="mnist",
-        train_inputs=train.data.unsqueeze(1).float().div_(255),
-        train_labels=train.targets,
-        test_inputs=test.data.unsqueeze(1).float().div_(255),
-        test_labels=test.targets,
-        classes=tuple(str(digit) for digit in range(10)),
-    )
+    return _vendored("mnist", "MNIST", tuple(str(digit) for digit in range(10)))
 
 
 @lru_cache(maxsize=1)
@@ -161,32 +149,27 @@ def mnist_validation() -> Dataset:
 def fashion_mnist() -> Dataset:
     """FashionMNIST (Xiao, Rasul, Vollgraf 2017): 60,000 training and 10,000 test images, (1, 28, 28), in [0, 1].
 
-    Its archives lie in ``data/fashion_mnist`` (:func:`fetch_verified`) and are read, unpacked into the output
-    folder, by ``torchvision.datasets.FashionMNIST``.
+    Vendored, verified and read as :func:`mnist` is.
 
     Raises:
-        DataError: an archive is damaged or altered, or missing and not to be had.
+        DataError: an archive is missing, truncated or altered.
     """
     from torchvision.datasets import FashionMNIST
 
-    sources = {
-        name: (md5, [f"{mirror}{name}" for mirror in FashionMNIST.mirrors]) for name, md5 in FashionMNIST.resources
-    }
-    folder = paths.output() / "data"
-    for name, content in fetch_verified(paths.DATA / "fashion_mnist", sources).items():
-        unpacked = folder / "FashionMNIST" / "raw" / name.removesuffix(".gz")
-        whole = gzip.decompress(content)
-        if not (unpacked.is_file() and unpacked.read_bytes() == whole):
-            paths.write_atomically(unpacked, whole)
-    train, test = (FashionMNIST(str(folder), train=part, download=False) for part in (True, False))
-    return Dataset(
-        name="fashion_mnist",
-        train_inputs=train.data.unsqueeze(1).float().div_(255),
-        train_labels=train.targets,
-        test_inputs=test.data.unsqueeze(1).float().div_(255),
-        test_labels=test.targets,
-        classes=tuple(FashionMNIST.classes),
+    return _vendored("fashion_mnist", "FashionMNIST", tuple(FashionMNIST.classes))
+
+
+def _vendored(name: str, kind: str, classes: tuple[str, ...]) -> Dataset:
+    """Return a set that lies in ``data/<name>`` and that ``torchvision.datasets.<kind>`` reads."""
+    import torchvision
+
+    folder, read = paths.output() / "data", getattr(torchvision.datasets, kind)
+    unpack_verified(paths.DATA / name, folder / kind / "raw")
+    parts = (read(str(folder), train=train, download=False) for train in (True, False))
+    (train, train_labels), (test, test_labels) = (
+        (part.data.unsqueeze(1).float().div_(255), part.targets) for part in parts
     )
+    return Dataset(name, train, train_labels, test, test_labels, classes)
 
 
 @lru_cache(maxsize=1)
@@ -202,8 +185,8 @@ def cifar10() -> Dataset:
     """
     from torchvision.datasets import CIFAR10
 
-    source = {CIFAR10.filename: (CIFAR10.tgz_md5, [CIFAR10.url])}
-    (content,) = fetch_verified(paths.DATA / "cifar10", source).values()
+    archived = paths.DATA / "cifar10" / CIFAR10.filename
+    content = fetch_verified(archived, CIFAR10.tgz_md5, CIFAR10.url)
     folder = paths.output() / "data"
     digests = dict([*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
     batches = {f"{CIFAR10.base_folder}/{name}": md5 for name, md5 in digests.items()}
@@ -213,7 +196,7 @@ def cifar10() -> Dataset:
                 # By name, so that nothing else in the archive lands anywhere.
                 member = archive.extractfile(name)
                 if member is None:
-                    raise DataError(f"{paths.DATA / 'cifar10' / CIFAR10.filename} has no file {name}")
+                    raise DataError(f"{archived} has no file {name}")
                 paths.write_atomically(folder / name, member.read())
     train, test = (CIFAR10(str(folder), train=part, download=False) for part in (True, False))
     return Dataset(
@@ -261,42 +244,38 @@ def unpack_verified(archives: Path, target: Path) -> None:
             paths.write_atomically(unpacked, gzip.decompress(content))
 
 
-def fetch_verified(folder: Path, sources: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, bytes]:
-    """Return the content of the archives that a folder's ``SHA256SUMS`` lists, each verified before it is used.
+def fetch_verified(path: Path, md5: str, address: str) -> bytes:
+    """Return the content of an archive, verified by the ``SHA256SUMS`` beside it before it is used.
 
     An archive that is there, whoever put it there, is used if its digest is the listed one. One that is missing is
     downloaded by torchvision, and lies in the folder only once it is whole. Processes that want the same wait for
     each other.
 
     Args:
-        folder: where the archives lie.
-        sources: archive → its MD5 and the addresses to try, as torchvision knows them.
+        path: where the archive lies.
+        md5: its MD5, as torchvision knows it.
+        address: where torchvision finds it.
 
     Raises:
-        DataError: naming the first archive that is damaged or altered, or missing and not to be had, and where to
-            put it.
+        DataError: the archive is damaged or altered, or missing and not to be had, and where to put it.
     """
-    expected, found = _listed(folder), {}
-    for name, (md5, addresses) in sources.items():
-        path = folder / name
-        if not path.is_file():
-            _download(path, md5, addresses, expected[name])
-        content = path.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != expected[name]:
-            raise DataError(
-                f"{path} is damaged or altered and is not used: SHA-256 expected {expected[name]}, found {digest}"
-                ": put the whole archive in its place, or delete it to have it downloaded"
-            )
-        found[name] = content
-    return found
+    expected = _listed(path.parent)[path.name]
+    if not path.is_file():
+        _download(path, md5, address, expected)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
+        raise DataError(
+            f"{path} is damaged or altered and is not used: SHA-256 expected {expected}, found {digest}"
+            ": put the whole archive in its place, or delete it to have it downloaded"
+        )
+    return content
 
 
-def _download(path: Path, md5: str, addresses: Sequence[str], sha256: str) -> None:
+def _download(path: Path, md5: str, address: str, sha256: str) -> None:
     from torchvision.datasets.utils import download_url
 
     draft = path.parent / ".download"
-    reasons: list[Exception] = []
     patience = socket.getdefaulttimeout()
     try:
         with filelock.FileLock(path.parent / ".lock"):
@@ -304,29 +283,23 @@ def _download(path: Path, md5: str, addresses: Sequence[str], sha256: str) -> No
                 return
             tell(f"downloading {path.name}")
             socket.setdefaulttimeout(SILENCE)
-            for address in addresses:
-                # What a killed process has left, or the address before.
+            # What a killed process has left.
+            shutil.rmtree(draft, ignore_errors=True)
+            try:
+                # Its bar would end up in the notebook.
+                with redirect_stderr(io.StringIO()):
+                    download_url(address, str(draft), path.name, md5)
+                (draft / path.name).replace(path)
+            finally:
                 shutil.rmtree(draft, ignore_errors=True)
-                try:
-                    # Its bar would end up in the notebook.
-                    with redirect_stderr(io.StringIO()):
-                        download_url(address, str(draft), path.name, md5)
-                except (OSError, RuntimeError, HTTPException) as error:
-                    reasons.append(error)
-                else:
-                    (draft / path.name).replace(path)
-                    return
-                finally:
-                    shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        reasons.append(error)
+    except (OSError, RuntimeError, HTTPException) as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path} is missing and could not be downloaded ({told}): put it there by hand; it is used if its "
+            f"SHA-256 is {sha256}"
+        ) from None
     finally:
         socket.setdefaulttimeout(patience)
-    told = [" ".join(str(error).split()) or type(error).__name__ for error in reasons]
-    raise DataError(
-        f"{path} is missing and could not be downloaded ({'; '.join(dict.fromkeys(told))}): put it there by hand; "
-        f"it is used if its SHA-256 is {sha256}"
-    )
 
 
 def _listed(folder: Path) -> dict[str, str]:
@@ -379,23 +352,41 @@ def _ring_points(angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return points.float(), along.float(), angles.flatten().float()
 
 
-def torus(seed: int, *, pieces: int = 8, major: float = 0.67, minor: float = 0.33, noise: float = 1e-3) -> Dataset:
-    """The paper's torus in R³: a 40 × 40 grid of angles, cut into equal runs along the first angle.
+def torus(
+    seed: int,
+    *,
+    cut: Literal["axis", "tube"] = "axis",
+    rescaled: bool = False,
+    rows: int = 40,
+    pieces: int = 8,
+    major: float = 0.67,
+    minor: float = 0.33,
+    noise: float = 1e-3,
+    name: str = "torus",
+) -> Dataset:
+    """A torus in R³: a grid of rows × rows angles, cut into equal runs along one of its angles.
 
-    Training points are the grid with Gaussian noise. The 1,600 test points have uniform random angles and no
-    noise (the release evaluates on the training points); their class is that of the nearest row of the grid.
-    The coordinates of a point are its angles around the axis and around the tube.
+    The paper's is cut around the tube, into the upper and the lower half first, and rescaled, which halves all
+    distances ("paper_torus"); the torus of this book is cut around the axis ("torus").
+
+    Training points are the grid with Gaussian noise. As many test points have uniform random angles and no noise
+    (the release evaluates on the training points); their class is that of the nearest row of the grid. The
+    coordinates of a point are its angles around the axis and around the tube.
 
     Args:
         seed: seed of the noise and of the test angles.
-        pieces: number of classes, a divisor of 40.
+        cut: around what the pieces follow each other.
+        rescaled: whether the least coordinate of the training points is subtracted from all coordinates, which are
+            then divided by the largest.
+        rows: angles of the grid around the axis, and around the tube.
+        pieces: number of classes, a divisor of ``rows``.
         major, minor: radii of the axis and of the tube.
         noise: standard deviation of each coordinate of a training point.
+        name: of the dataset.
 
     Raises:
-        InputError: ``pieces`` does not divide 40.
+        InputError: ``pieces`` does not divide ``rows``.
     """
-    rows = 40
     if pieces < 1 or rows % pieces:
         raise InputError(f"torus: pieces must divide {rows}, not {pieces}")
     generator = torch.Generator().manual_seed(seed)
@@ -405,12 +396,16 @@ def torus(seed: int, *, pieces: int = 8, major: float = 0.67, minor: float = 0.3
     train = train + noise * torch.randn(train.shape, generator=generator, dtype=torch.float64)
     angles = _angles((rows**2, 2), generator)
     test, tangents = _torus_points(angles, major, minor)
+    if rescaled:
+        least, size = train.min(), train.max() - train.min()
+        train, test = ((points - least) / size for points in (train, test))
     train_labels, test_labels = (
-        (uv[:, 0] / step).round().long().remainder(rows) // (rows // pieces) for uv in (grid, angles)
+        (uv[:, int(cut == "tube")] / step).round().long().remainder(rows) // (rows // pieces)
+        for uv in (grid, angles)
     )
     classes = tuple(f"piece {number}" for number in range(1, pieces + 1))
     return Dataset(
-        "torus", train.float(), train_labels, test.float(), test_labels, classes, angles.float(), tangents.float()
+        name, train.float(), train_labels, test.float(), test_labels, classes, angles.float(), tangents.float()
     )
 
 
@@ -453,6 +448,10 @@ DATASETS: dict[str, Callable[[int], Dataset]] = {
     "cifar10": lambda seed: cifar10(),
     "linked_rings": linked_rings,
     "torus": torus,
+    "paper_torus": lambda seed: torus(seed, cut="tube", rescaled=True, name="paper_torus"),
+    # One difference of the two at a time.
+    "torus_around_tube": lambda seed: torus(seed, cut="tube", name="torus_around_tube"),
+    "torus_rescaled": lambda seed: torus(seed, rescaled=True, name="torus_rescaled"),
     "two_moons": two_moons,
 }
 """Name → a function of the seed. Images are the same for every seed."""

@@ -49,9 +49,10 @@ class TrainingConfig(Config):
         nested: whether every level must refine the one above.
         gradients: what a level's loss trains (:meth:`isorepro.models.Stack.trained_by`).
         shared_head, readout: of the stack (:class:`isorepro.models.Stack`).
-        adam: "kept" keeps Adam's moments over the training and steps on all levels at once; "anew" starts Adam
-            anew for each batch and level, so that each step is learning_rate · sign(gradient) (released code of
-            September 2022).
+        adam: "kept" keeps Adam's moments over the training and steps on all levels at once; "in turn" keeps them
+            too, but takes a forward pass, a backward pass and a step for each level, coarse to fine (released code
+            from November 2022 on); "anew" does so and starts Adam anew each time, so that each step is
+            learning_rate · sign(gradient) (released code of September 2022).
         features: "convolutional" puts two convolutional layers before the stack
             (:func:`isorepro.models.convolutional_features`); the isometry term compares with the distances of the
             raw pixels all the same.
@@ -75,7 +76,7 @@ class TrainingConfig(Config):
     gradients: Gradients = "own block"
     shared_head: bool = False
     readout: Readout = "in order"
-    adam: Literal["kept", "anew"] = "kept"
+    adam: Literal["kept", "in turn", "anew"] = "kept"
     features: Features = "none"
     width: Size = 100
     depth: Size = 4
@@ -287,7 +288,7 @@ def step(
     trained: Sequence[Sequence[nn.Parameter]] | None = None,
     now: Course | None = None,
 ) -> list[Measured]:
-    """Take one optimizer step on one batch (with ``adam="anew"`` one for each level, coarse to fine).
+    """Take one optimizer step on one batch (with ``adam="in turn"`` or "anew" one for each level, coarse to fine).
 
     Args:
         model: the stack.

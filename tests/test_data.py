@@ -267,6 +267,46 @@ def test_the_tangents_of_the_torus_are_orthonormal_and_along_its_angles() -> Non
     torch.testing.assert_close(lifted, 0.33 * (v + 1e-4 / 0.33).sin(), rtol=0, atol=1e-6)
 
 
+def test_the_papers_torus_is_parted_top_from_bottom_and_rescaled() -> None:
+    """The angle around the axis varies fastest, and runs of the flat grid are pieces."""
+    dataset = data.load("paper_torus", seed=2)
+    points, labels = [], []
+    for number in range(1600):
+        v, u = 2 * math.pi * (number // 40) / 40, 2 * math.pi * (number % 40) / 40
+        around = 0.67 + 0.33 * math.cos(v)
+        points.append([around * math.cos(u), around * math.sin(u), 0.33 * math.sin(v)])
+        labels.append(number // 200)
+    grid = np.array(points)
+    grid = (grid - grid.min()) / (grid - grid.min()).max()
+    away = np.linalg.norm(dataset.train_inputs.numpy()[:, None] - grid, axis=2)
+    assert away.min(1).max() < 6e-3
+    np.testing.assert_array_equal(dataset.train_labels, np.array(labels)[away.argmin(1)])
+    for inputs, known in (
+        (dataset.train_inputs, dataset.train_labels),
+        (dataset.test_inputs, dataset.test_labels),
+    ):
+        # Away from the cuts, which lie at half a row before the angle 0 and π.
+        heights = (inputs[:, 2] - 0.5).abs() > 0.02
+        assert torch.equal((inputs[:, 2] > 0.5)[heights], (known < 4)[heights])
+    assert dataset.train_inputs.min() == 0
+    assert dataset.train_inputs.max() == 1
+
+
+@pytest.mark.parametrize("rows", [16, 40])
+def test_the_tori_between_the_papers_and_ours_differ_in_one_thing_each(rows: int) -> None:
+    ours, cut, rescaled = (data.torus(3, rows=rows, **how) for how in ({}, {"cut": "tube"}, {"rescaled": True}))
+    assert len(ours.test_labels) == rows**2
+    assert torch.equal(cut.train_inputs, ours.train_inputs)
+    assert torch.equal(cut.train_labels.view(rows, rows), ours.train_labels.view(rows, rows).T)
+    assert torch.equal(rescaled.train_labels, ours.train_labels)
+    assert torch.equal(rescaled.test_labels, ours.test_labels)
+    for name in ("train_inputs", "test_inputs"):
+        # Distances shrink alike.
+        shrunk, whole = (torch.pdist(getattr(found, name)[:200].double()) for found in (rescaled, ours))
+        torch.testing.assert_close(shrunk / whole, (shrunk / whole).mean().expand(len(whole)), rtol=1e-3, atol=0)
+        assert (shrunk / whole).mean().item() == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_torus_that_cannot_be_cut_is_refused() -> None:
     for pieces in (7, 0, -8, 80):
         with pytest.raises(InputError, match=f"pieces must divide 40, not {pieces}"):

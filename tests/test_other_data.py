@@ -117,10 +117,11 @@ def write_fashion(folder: Path) -> dict[str, tuple[Bytes, Bytes]]:
     written, sums = {}, []
     for seed, (part, count) in enumerate(COUNTS.items()):
         images, labels = written[part] = pictures(count, (1, 28, 28), seed)
-        for name, values in {"images-idx3": images[:, 0], "labels-idx1": labels}.items():
-            archive = folder / f"{part}-{name}-ubyte.gz"
+        for kind, values in {"images-idx3": images[:, 0], "labels-idx1": labels}.items():
+            archive = folder / f"{part}-{kind}-ubyte.gz"
             archive.write_bytes(gzip.compress(idx(values)))
-            sums.append(f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive.name}\n")
+            for name, content in {archive.name: archive.read_bytes(), archive.stem: idx(values)}.items():
+                sums.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
     (folder / "SHA256SUMS").write_text("".join(sums))
     return written
 
@@ -221,7 +222,7 @@ def test_the_digests_in_the_repository_are_of_the_archives_that_torchvision_know
     wanted = {"fashion_mnist": {name for name, _ in FashionMNIST.resources}, "cifar10": {CIFAR10.filename}}
     for name, archives in wanted.items():
         lines = (paths.ROOT / "data" / name / "SHA256SUMS").read_text().splitlines()
-        assert {line.split()[1] for line in lines} == archives
+        assert {line.split()[1] for line in lines if line.endswith("gz")} == archives
         assert all(re.fullmatch(r"[0-9a-f]{64}  \S+", line) for line in lines)
 
 
@@ -243,35 +244,39 @@ def load_anew(patch: pytest.MonkeyPatch, folder: Path) -> Callable[[str], data.D
     return load
 
 
-ARCHIVES = [("fashion_mnist", "t10k-images-idx3-ubyte.gz"), ("cifar10", "cifar-10-python.tar.gz")]
+ARCHIVE = "cifar-10-python.tar.gz"
 
 
-@pytest.mark.parametrize(("name", "archive"), ARCHIVES)
 def test_what_is_missing_is_told_in_a_line_and_used_once_it_is_put_there(
-    name: str, archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = load_anew(monkeypatch, tmp_path)
-    path = tmp_path / "data" / name / archive
+    path = tmp_path / "data/cifar10" / ARCHIVE
     content = path.read_bytes()
     path.unlink()
     digest = hashlib.sha256(content).hexdigest()
     with pytest.raises(DataError) as caught:
-        load(name)
-    told = str(caught.value)
-    assert told == (
+        load("cifar10")
+    assert str(caught.value) == (
         f"{path} is missing and could not be downloaded (<urlopen error [Errno -2] Name or service not known>): "
         f"put it there by hand; it is used if its SHA-256 is {digest}"
     )
     assert not path.exists()
     assert not (path.parent / ".download").exists()
     path.write_bytes(content)
-    assert len(load(name).test_labels) == 100
+    assert len(load("cifar10").test_labels) == 100
 
 
-@pytest.mark.parametrize(("name", "archive"), ARCHIVES)
+@pytest.mark.parametrize(
+    ("name", "archive", "told"),
+    [
+        ("fashion_mnist", "t10k-images-idx3-ubyte.gz", "is damaged or altered"),
+        ("cifar10", ARCHIVE, "is damaged or altered and is not used"),
+    ],
+)
 @pytest.mark.parametrize("harm", ["truncated", "altered"])
 def test_a_damaged_archive_is_named_and_not_used(
-    name: str, archive: str, harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, archive: str, told: str, harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = load_anew(monkeypatch, tmp_path)
     path = tmp_path / "data" / name / archive
@@ -279,12 +284,11 @@ def test_a_damaged_archive_is_named_and_not_used(
     path.write_bytes(content[:-100] if harm == "truncated" else content[:500] + b"\0\1" + content[502:])
     opened: list[object] = []
     monkeypatch.setattr(pickle, "load", lambda *args, **options: opened.append(args))
-    with pytest.raises(
-        DataError, match=rf"{archive} is damaged or altered and is not used: SHA-256 expected \w{{64}}"
-    ):
+    with pytest.raises(DataError, match=rf"{archive} {told}: SHA-256 expected \w{{64}}"):
         load(name)
     assert not opened
     assert not (tmp_path / "output/data/cifar-10-batches-py").exists()
+    assert not (tmp_path / "output/data/FashionMNIST/raw" / archive.removesuffix(".gz")).exists()
 
 
 def test_an_unpacked_file_that_was_altered_is_unpacked_again(
@@ -314,16 +318,13 @@ class Answer(io.BytesIO):
         self.length, self.url = len(content), url
 
 
-@pytest.mark.parametrize(("name", "archive"), ARCHIVES)
 def test_a_download_counts_only_when_it_is_whole(
-    name: str, archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     load = load_anew(monkeypatch, tmp_path)
-    path = tmp_path / "data" / name / archive
+    path = tmp_path / "data/cifar10" / ARCHIVE
     content = path.read_bytes()
     path.unlink()
-    resources = [(file, md5(content) if file == archive else digest) for file, digest in FashionMNIST.resources]
-    monkeypatch.setattr(FashionMNIST, "resources", resources)
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
     asked: list[str] = []
 
@@ -332,25 +333,25 @@ def test_a_download_counts_only_when_it_is_whole(
         return Answer(sent if request.get_method() != "HEAD" else b"", request.full_url)
 
     # What a killed process may have left is no download either.
-    left = path.parent / ".download" / archive
+    left = path.parent / ".download" / ARCHIVE
     left.parent.mkdir()
     left.write_bytes(content[:10])
     monkeypatch.setattr(urllib.request, "urlopen", partial(answer, sent=content[:-1]))
     with pytest.raises(DataError, match="is missing and could not be downloaded"):
-        load(name)
+        load("cifar10")
     assert not path.exists()
     assert not left.exists()
     monkeypatch.setattr(urllib.request, "urlopen", partial(answer, sent=content))
     before = socket.getdefaulttimeout()
-    assert len(load(name).test_labels) == 100
+    assert len(load("cifar10").test_labels) == 100
     assert path.read_bytes() == content
     assert socket.getdefaulttimeout() == before
     assert asked
-    assert all(url.endswith(archive) for url in asked)
+    assert all(url.endswith(ARCHIVE) for url in asked)
     said = capfd.readouterr().err.splitlines()
-    assert {line for line in said if line} == {f"downloading {archive}"}
+    assert {line for line in said if line} == {f"downloading {ARCHIVE}"}
     count = len(asked)
-    load(name)
+    load("cifar10")
     assert len(asked) == count
 
 
@@ -412,22 +413,21 @@ def test_the_first_blocks_loss_trains_the_features_by_the_distances_of_the_pixel
     assert all((after[name] != value).any() for name, value in before.items())
 
 
-def test_convolutional_features_are_two_layers_of_128_channels_and_half_the_side() -> None:
+def test_convolutional_features_are_the_papers() -> None:
     config = TrainingConfig(features="convolutional", width=7, depth=1)
     model = build(config, torch.zeros(1, 3, 32, 32), 10)
     shapes = [tuple(w.shape) for w in model.parameters() if w.dim() > 1]
-    assert shapes[:3] == [(128, 3, 4, 4), (128, 128, 4, 4), (7, 128 * 8 * 8)]
+    assert shapes[:3] == [(128, 3, 3, 3), (256, 128, 3, 3), (7, 256 * 8 * 8)]
     images = torch.rand(2, 3, 32, 32)
     state = model.state_dict()
-    hidden = torch.nn.functional.pad(images, (1, 1, 1, 1))
-    for place, side in ((0, 16), (2, 8)):
+    hidden = images
+    for place, channels, side in ((0, 128, 16), (3, 256, 8)):
         weight, bias = (state[f"input_layer.{place}.{name}"] for name in ("weight", "bias"))
-        windows = hidden.unfold(2, 4, 2).unfold(3, 4, 2)
+        windows = torch.nn.functional.pad(hidden, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)
         hidden = (torch.einsum("ncyxij,ocij->noyx", windows, weight) + bias.view(-1, 1, 1)).clamp_min(0)
-        assert hidden.shape == (2, 128, side, side)
-        if place == 0:
-            hidden = torch.nn.functional.pad(hidden, (1, 1, 1, 1))
-    hidden = torch.tanh(hidden.flatten(1) @ state["input_layer.5.weight"].T + state["input_layer.5.bias"])
+        hidden = hidden.unflatten(3, (-1, 2)).amax(4).unflatten(2, (-1, 2)).amax(3)
+        assert hidden.shape == (2, channels, side, side)
+    hidden = torch.tanh(hidden.flatten(1) @ state["input_layer.7.weight"].T + state["input_layer.7.bias"])
     torch.testing.assert_close(model.activations(images)[0], hidden, rtol=1e-4, atol=1e-5)
     # Odd sides and other channels have a place too.
     assert build(config, torch.zeros(1, 1, 5, 9), 3)(torch.rand(4, 1, 5, 9)).shape == (4, 3)
@@ -595,16 +595,16 @@ def reproduce(
 def test_the_page_without_the_files_and_a_network_says_so_in_one_line(
     tmp_path: Path, reproduce: Callable[..., tuple[int, str]]
 ) -> None:
-    folder = tmp_path / "data/fashion_mnist"
+    folder = tmp_path / "data/cifar10"
     folder.mkdir(parents=True)
-    (folder / "SHA256SUMS").write_text((paths.ROOT / "data/fashion_mnist/SHA256SUMS").read_text())
-    status, said = reproduce("fashion_mnist")
+    (folder / "SHA256SUMS").write_text((paths.ROOT / "data/cifar10/SHA256SUMS").read_text())
+    status, said = reproduce("cifar10")
     assert status == 1
     assert "Traceback" not in said
     (told,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    missing = folder / "train-images-idx3-ubyte.gz"
+    missing = folder / ARCHIVE
     assert f"notebook 'beyond_data', code cell 3: DataError: {missing} is missing and could not be dow" in told
-    assert "put it there by hand; it is used if its SHA-256 is 3aede38d" in told
+    assert "put it there by hand; it is used if its SHA-256 is 6d958be0" in told
     assert not missing.exists()
 
 

@@ -312,6 +312,34 @@ def test_adam_begun_anew_steps_by_the_sign_of_the_gradient_coarse_to_fine(gradie
         torch.testing.assert_close(ours[large[name]], other[large[name]], rtol=0, atol=1e-5)
 
 
+def test_levels_in_turn_take_steps_of_optimizers_of_their_own() -> None:
+    """Each level sees what the step of the level before has made of the network, and moments are kept."""
+    config = of_torus(adam="in turn")
+    dataset = data.load("torus")
+    x, labels = dataset.train_inputs[::16], hierarchy.level_labels(TREE, dataset.train_labels[::16], 8)
+    model, expected = (build(config, x, 8) for _ in range(2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    own = [
+        [*expected.heads[level].parameters(), *expected.blocks[level].parameters()]
+        + ([*expected.input_layer.parameters()] if level == 0 else [])
+        for level in range(3)
+    ]
+    optimizers = [torch.optim.Adam(parameters, lr=3e-3) for parameters in own]
+    for _ in range(3):
+        measured = step(model, optimizer, x, labels, config)
+        for level in range(3):
+            h, logits = expected.levels(x)[level]
+            assert measured[level][0].item() == pytest.approx(
+                cross_entropy(logits, labels[level]).item(), rel=1e-5
+            )
+            loss = by_hand(x, labels[level], h, logits, config)
+            for parameter, gradient in zip(own[level], torch.autograd.grad(loss, own[level]), strict=True):
+                parameter.grad = gradient
+            optimizers[level].step()
+    for ours, other in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, other, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("adam", ["kept", "anew"])
 def test_full_batch_training_is_mini_batch_training_on_one_batch_of_everything(adam: str) -> None:
     config = of_torus(batch_size=1600, epochs=3, adam=adam)
