@@ -28,9 +28,9 @@ BY_SEED = "*_by_seed.csv"
 SETTINGS = ("beta", "K", "epsilon")
 """The columns of floating-point numbers that are set; all others are measured."""
 
-OF_A_KIND = ("measure", "attack", "epsilon")
+OF_A_KIND = ("form", "measure", "attack", "epsilon")
 """Measures of a table are of one kind if they agree in these columns, where it has them, and in what is measured:
-those of other weights, forms, levels and the like, whose seeds spread alike."""
+those of other weights, levels and the like, whose seeds spread alike."""
 
 DIGITS = 9
 """Significant digits of a published number, more than another processor leaves the same."""
@@ -46,11 +46,11 @@ DEVIATIONS = 4.0
 standard errors of the difference: with two or three, some of thousands of measures, whose spread few seeds tell
 badly, would have moved in every honest run."""
 
-CONFIDENCE = 0.99
-"""How surely the seeds of a measure must tell that it spreads less than its kind does before that counts."""
+NEIGHBOURS = 21
+"""Measures of a kind that a spread is pooled over: a measure and the ten of either side in the order of means."""
 
-MANY = 40
-"""Measures of a kind from which on their spreads are taken to differ much."""
+CONFIDENCE = 0.99
+"""How surely the seeds of a measure must tell that it spreads less than its neighbours do before that counts."""
 
 FLOOR = 1e-3
 """Least tolerance, as a share of the largest mean of its kind, for measures whose seeds all give the same."""
@@ -211,27 +211,25 @@ def compare_tables(reference: pd.DataFrame, run: pd.DataFrame) -> pd.DataFrame:
 def tolerances(measures: pd.DataFrame) -> pd.Series:
     """Return how far from each measure of a reference the mean of a run may lie: :data:`DEVIATIONS` · s.
 
-    Among thousands of measures some spread hardly at all over a few seeds, by luck. So s is the median standard
-    deviation of the measures of a kind (:data:`OF_A_KIND`), but at least the measure's own, and at most the upper
-    limit of confidence of its own (:data:`CONFIDENCE`, by the χ² of the normal distribution). Of :data:`MANY`
-    measures of a kind or more, such as a map of weights at whose edge training fails, some spread far more than
-    the median; there s is what nine in ten stay below. The tolerance is never less than one image, where the table
-    tells their number, nor than :data:`FLOOR`.
+    Two seeds can be alike by luck, so what a few seeds tell of a spread is weighed against what those of
+    comparable measures tell, as is usual for many measures of few samples each (Smyth 2004,
+    doi:10.2202/1544-6115.1027). Comparable are the :data:`NEIGHBOURS` of a kind (:data:`OF_A_KIND`) whose means
+    lie nearest, as spread goes with level (Law et al. 2014, doi:10.1186/gb-2014-15-2-r29): at the edge of a map,
+    where training fails, networks spread far more than where all train well. So s² is the pooled variance of
+    these, but at least the measure's own, and at most the upper limit of confidence of its own
+    (:data:`CONFIDENCE`, by the χ² of the normal distribution); two seeds set no such limit. The tolerance is never
+    less than one image, where the table tells their number, nor than :data:`FLOOR`.
 
     Args:
         measures: one row per measure: mean, deviation (standard deviation over its seeds; NaN for one), seeds
             (their number), kind (text), and images (their number; NaN where there are none).
     """
-    kinds = measures["kind"]
-    own = measures["deviation"]
-    spreads = own.where(own > 0).groupby(kinds)
-    typical = spreads.transform("median").where(
-        kinds.map(kinds.value_counts()) < MANY, spreads.transform("quantile", 0.9)
-    )
-    typical = typical.fillna(own)
-    freedom = (measures["seeds"] - 1).where(measures["seeds"] > 1)
-    most = own * np.sqrt(freedom / stats.chi2.ppf(1 - CONFIDENCE, freedom))
-    spread = typical.clip(lower=own.fillna(0), upper=most.fillna(np.inf))
+    kinds, own = measures["kind"], measures["deviation"] ** 2
+    ordered = own[measures["mean"].sort_values(kind="stable").index].groupby(kinds)
+    pooled = ordered.rolling(NEIGHBOURS, center=True, min_periods=1).mean().droplevel(0).reindex(own.index)
+    freedom = (measures["seeds"] - 1).where(measures["seeds"] > 2)
+    most = own * freedom / stats.chi2.ppf(1 - CONFIDENCE, freedom)
+    spread: pd.Series = np.sqrt(pooled.clip(lower=own.fillna(0), upper=most.fillna(np.inf)))
     share = pd.Series(np.where(spread.isna(), UNKNOWN, FLOOR), index=measures.index)
     least = (share * measures["mean"].abs().groupby(kinds).transform("max")).clip(lower=NOISE)
     return pd.concat([DEVIATIONS * spread, least, 1 / measures["images"]], axis=1).max(axis=1)
