@@ -286,8 +286,11 @@ def corrupt(name: str, images: Tensor, severity: int, *, seed: int = 0) -> Tenso
     """
     if name not in CORRUPTIONS:
         raise unknown("corruption", name, CORRUPTIONS)
-    if images.ndim != 4 or images.shape[1] != 1 or images.shape[2] != images.shape[3] or images.shape[2] < 5:
-        raise InputError(f"images: must have the shape (N, 1, S, S), S at least 5, not {tuple(images.shape)}")
+    if images.ndim != 4 or images.shape[1] != 1 or images.shape[2] != images.shape[3]:
+        raise InputError(f"images: must have the shape (N, 1, S, S), not {tuple(images.shape)}")
+    # Splashes are drawn with a window of nine pixels.
+    if images.shape[2] < 5:
+        raise InputError(f"images: must be at least 5 pixels wide, not {images.shape[2]}")
     if images.dtype != torch.float32 or not bool(((images >= 0) & (images <= 1)).all()):
         raise InputError("images: must be float32 with values in [0, 1]")
     stream = hashlib.sha256(f"{seed} {name}".encode()).digest()

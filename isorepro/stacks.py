@@ -383,7 +383,8 @@ def trees(given: Nested, *, dataset: str, seeds: Sequence[int], shuffles: int) -
 
     Args:
         given: a hierarchy of the dataset's classes.
-        dataset: its name; the class means that are clustered are those of its training inputs, of each seed.
+        dataset: its name; the class means that are clustered are those of its training inputs, of seed 0 where
+            they are drawn from the seed: all networks are compared on one learnt tree.
         seeds: seeds of the networks.
         shuffles: random trees for each seed.
 
@@ -393,13 +394,13 @@ def trees(given: Nested, *, dataset: str, seeds: Sequence[int], shuffles: int) -
     Raises:
         InputError: a hierarchy that is no tree of the classes.
     """
+    whole = data.load(dataset)
+    classes = len(whole.classes)
+    given = hierarchy.checked(given, classes)
+    means = torch.stack([whole.train_inputs[whole.train_labels == label].mean(0) for label in range(classes)])
+    learnt = hierarchy.learnt(means, [len(level) for level in given])
     rows = []
     for seed in seeds:
-        whole = data.load(dataset, seed=seed)
-        classes = len(whole.classes)
-        given = hierarchy.checked(given, classes)
-        means = torch.stack([whole.train_inputs[whole.train_labels == label].mean(0) for label in range(classes)])
-        learnt = hierarchy.learnt(means, [len(level) for level in given])
         rows += [(GIVEN, seed, given), (LEARNT, seed, learnt)]
         rows += [(RANDOM, seed, hierarchy.shuffled(given, (seed, number))) for number in range(shuffles)]
     table = pd.DataFrame(rows, columns=["tree", "seed", "hierarchy"])
