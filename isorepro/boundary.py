@@ -177,9 +177,14 @@ def profile(
         stretch_high (smallest and largest singular value of the Jacobian of input → representation, restricted
         to the data's tangent space where it is known, times the config's representation_scale; 1 is an
         isometry), jacobian_error (the larger |stretch − 1| of the two) and local_distortion.
+
+    Raises:
+        InputError: a dataset of images, or a number out of range.
     """
     dataset, representation = held_out(trained, test_size)
     scale, inputs = trained.config.representation_scale, dataset.test_inputs
+    if inputs.dim() != 2:
+        raise InputError(f"points: a profile needs points (N, D), not {tuple(inputs.shape)}")
     stretch = scale * geometry.jacobian_singular_values(
         trained.model.representation, inputs, dataset.test_tangents
     )

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from isorepro import attacks, data, ensemble, methods, stats
+from isorepro import attacks, ensemble, methods, stats
 from isorepro.errors import InputError
 from isorepro.structure import CLOUD
-from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy
+from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy, dataset_of
 
 # Methods whose name in words is not their key with spaces.
 _TITLES = {"adversarial": "adversarial training", "trades": "TRADES", "jacobian": "Jacobian"}
@@ -207,7 +207,7 @@ def validate(trained: TrainedModel, *, epsilon: float, images: int, pgd_steps: i
     if labels.dim() > 1:
         raise InputError(f"comparison: needs a flat network, not a stack of {len(labels)} levels")
     model = trained.model.to(device)
-    whole = data.load(trained.config.dataset, seed=trained.config.seed).to(device)
+    whole = dataset_of(trained.config).to(device)
     clean = clean_accuracy(model, whole.test_inputs, whole.test_labels)
     curves = [
         attacks.nested_accuracy_curve(

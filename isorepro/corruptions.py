@@ -27,7 +27,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from isorepro import data
 from isorepro.errors import InputError, unknown
-from isorepro.training import TrainedModel, clean_accuracy, resolve_device
+from isorepro.training import TrainedModel, clean_accuracy, dataset_of, resolve_device
 
 Corruption = Callable[[Tensor, int, Generator], Tensor]
 """A function of images (N, 1, S, S) in [0, 1], a severity from 1 to 5 and a generator, to images like them."""
@@ -277,7 +277,7 @@ def corrupt(name: str, images: Tensor, severity: int, *, seed: int = 0) -> Tenso
 
     Args:
         name: a key of :data:`CORRUPTIONS`.
-        images: (N, 1, S, S), float32 on the CPU, values in [0, 1].
+        images: (N, 1, S, S), S at least 5, float32 on the CPU, values in [0, 1].
         severity: from 1 to 5.
         seed: of all that is drawn at random, for each corruption another stream.
 
@@ -288,6 +288,9 @@ def corrupt(name: str, images: Tensor, severity: int, *, seed: int = 0) -> Tenso
         raise unknown("corruption", name, CORRUPTIONS)
     if images.ndim != 4 or images.shape[1] != 1 or images.shape[2] != images.shape[3]:
         raise InputError(f"images: must have the shape (N, 1, S, S), not {tuple(images.shape)}")
+    # Splashes are drawn with a window of nine pixels.
+    if images.shape[2] < 5:
+        raise InputError(f"images: must be at least 5 pixels wide, not {images.shape[2]}")
     if images.dtype != torch.float32 or not bool(((images >= 0) & (images <= 1)).all()):
         raise InputError("images: must be float32 with values in [0, 1]")
     stream = hashlib.sha256(f"{seed} {name}".encode()).digest()
@@ -341,7 +344,7 @@ def accuracies(
     Raises:
         InputError: as :func:`corrupt`.
     """
-    loaded = data.load(dataset or trained.config.dataset, test_size=images)
+    loaded = dataset_of(trained.config, dataset=dataset, test_size=images, test_seed=0)
     device = resolve_device(trained.config.device)
     model, labels = trained.model.to(device), loaded.test_labels.to(device)
     cases = [(CLEAN, 0), *itertools.product(names, _checked(severities))]
@@ -372,7 +375,7 @@ def examples(
     """Corrupt one test image, and tell how far each corruption moves many.
 
     Args:
-        dataset: name of a dataset of images (N, 1, S, S).
+        dataset: name of a dataset of images (N, 1, S, S); one that is drawn from the seed is that of seed 0.
         label: class of the image, the first one of this class in the stratified subset.
         names, severities, seed: as for :func:`accuracies`.
         images: size of the stratified test subset over which distances are averaged.
@@ -382,10 +385,12 @@ def examples(
         L2 distance to the clean images, on pixels in [0, 1]) and pixels (the image as a list of rows).
 
     Raises:
-        InputError: as :func:`corrupt`.
+        InputError: as :func:`corrupt`, or a label that is no class.
     """
     loaded = data.load(dataset, test_size=images)
     inputs = loaded.test_inputs
+    if not 0 <= label < len(loaded.classes):
+        raise InputError(f"label: must be from 0 to {len(loaded.classes) - 1}, not {label}")
     place = int((loaded.test_labels == label).nonzero()[0])
     cases = itertools.product(names, (0, *_checked(severities)))
     rows = [

@@ -18,6 +18,7 @@ from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import filelock
 import numpy as np
@@ -33,18 +34,20 @@ SILENCE = 30.0
 """Seconds without an answer after which a download is given up."""
 
 
-@dataclass(frozen=True)
+# Equal are only a dataset and itself: tensors have no single answer to whether they are.
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """A train and a test set.
+    """A train and a test set. :func:`load` refuses one that breaks what is said here.
 
     Attributes:
         name: its name in :data:`DATASETS`.
-        train_inputs, test_inputs: float32, shape (N, …), values in [0, 1] for images.
-        train_labels, test_labels: int64, shape (N,), values in 0 … len(classes) − 1.
-        classes: the name of each class.
+        train_inputs, test_inputs: images, shape (N, 1 or 3 channels, height, width), values in [0, 1]; or points,
+            shape (N, D), any finite values. float32, at least one, of the same shape in both parts.
+        train_labels, test_labels: int64, shape (N,), values in 0 … len(classes) − 1, each of them in both parts.
+        classes: the name of each class, at least two, no two alike.
         test_coordinates: angles in [0, 2π) of the test points on the curve or surface they were drawn from,
-            shape (N, d); None where no such surface is known.
-        test_tangents: orthonormal tangent vectors of it there, shape (N, D, d); None likewise.
+            float32, shape (N, d); None where no such surface is known.
+        test_tangents: orthonormal tangent vectors of it there, float32, shape (N, D, d); None likewise.
     """
 
     name: str
@@ -64,26 +67,101 @@ class Dataset:
         return replace(self, **moved)
 
 
-def load(name: str, *, train_size: int | None = None, test_size: int | None = None, seed: int = 0) -> Dataset:
-    """Load a dataset by name, whole or as a stratified subset drawn with ``seed``.
+def load(
+    name: str,
+    *,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    seed: int = 0,
+    test_seed: int | None = None,
+) -> Dataset:
+    """Load a dataset by name, whole or as stratified subsets.
+
+    That of a network, of its own seed, comes from :func:`isorepro.training.dataset_of`.
 
     Args:
         name: a key of :data:`DATASETS`.
         train_size, test_size: number of examples kept, in the original order; None keeps all.
-        seed: seed of the draw, and of the points of a toy set; the same seed and size give the same examples.
+        seed: seed of the draws, and of the points or the split of a set that is drawn from it; the same seed and
+            size give the same examples.
+        test_seed: seed of the test subset's draw alone; None for ``seed``.
 
     Raises:
-        InputError: unknown name, or a size that is impossible for the set.
+        InputError: unknown name, a size that is impossible for the set, or a set that is not as :class:`Dataset`
+            says.
         DataError: files missing, damaged or altered.
     """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)
     whole = DATASETS[name](seed)
+    if whole not in _sound:
+        if breach := _breach(whole):
+            raise InputError(f"dataset '{name}': {breach}")
+        _sound.add(whole)
+    draw = seed if test_seed is None else test_seed
     train = stratified_indices(whole.train_labels, train_size, seed=seed, what=f"train_size of {name}")
-    test = stratified_indices(whole.test_labels, test_size, seed=seed, what=f"test_size of {name}")
+    test = stratified_indices(whole.test_labels, test_size, seed=draw, what=f"test_size of {name}")
     kept = {"train_inputs": train, "train_labels": train}
     kept |= {name: test for name, value in vars(whole).items() if name.startswith("test_") and value is not None}
     return replace(whole, **{name: getattr(whole, name)[indices] for name, indices in kept.items()})
+
+
+_sound: WeakSet[Dataset] = WeakSet()
+"""The datasets that have been found to be as :class:`Dataset` says; those of images are the same at each load."""
+
+
+def _breach(dataset: Any) -> str | None:
+    """Return the first thing in which a dataset is not as :class:`Dataset` says; None if there is none."""
+    if not isinstance(dataset, Dataset):
+        return f"its function must return a Dataset, not {type(dataset).__name__}"
+    classes = dataset.classes
+    named = isinstance(classes, tuple) and all(isinstance(name, str) for name in classes)
+    if not named or not 2 <= len(set(classes)) == len(classes):
+        return f"classes must be a tuple of at least two names, no two alike, not {classes!r}"
+    tensors = {name: value for name, value in vars(dataset).items() if name not in ("name", "classes")}
+    for name, value in tensors.items():
+        dtype = torch.int64 if name.endswith("labels") else torch.float32
+        if value is None and name in ("test_coordinates", "test_tangents"):
+            continue
+        if not isinstance(value, Tensor) or value.dtype != dtype:
+            return f"{name} must be a tensor of {dtype}, not {getattr(value, 'dtype', type(value).__name__)}"
+        if value.device.type != "cpu" or value.layout != torch.strided or value.requires_grad:
+            return f"{name} must be dense, on the CPU and without requires_grad"
+    for part in ("train", "test"):
+        inputs, labels = tensors[f"{part}_inputs"], tensors[f"{part}_labels"]
+        shape = tuple(inputs.shape)
+        if len(shape) not in (2, 4) or 0 in shape or (len(shape) == 4 and shape[1] not in (1, 3)):
+            allowed = "(N, 1 or 3, height, width), images, or (N, D), points"
+            return f"{part}_inputs must have the shape {allowed}, with N at least 1, not {shape}"
+        if shape[1:] != dataset.train_inputs.shape[1:]:
+            known = tuple(dataset.train_inputs.shape[1:])
+            return f"{part}_inputs must have the shape of train_inputs, {known} each, not {shape[1:]}"
+        low, high = (float(end) for end in inputs.aminmax())
+        if not (0 <= low <= high <= 1 if len(shape) == 4 else math.isfinite(low + high)):
+            allowed = "in [0, 1], as images" if len(shape) == 4 else "finite"
+            return f"{part}_inputs must be {allowed}, not from {low:g} to {high:g}"
+        if labels.shape != shape[:1]:
+            return f"{part}_labels must have the shape {shape[:1]}, as inputs, not {tuple(labels.shape)}"
+        least, most = (int(end) for end in labels.aminmax())
+        if least < 0 or most >= len(classes):
+            return f"{part}_labels must be from 0 to {len(classes) - 1}, as classes, not from {least} to {most}"
+        if lacking := set(range(len(classes))) - set(labels.unique().tolist()):
+            return f"{part}_labels must hold every class, and lack {min(lacking)} ('{classes[min(lacking)]}')"
+    count, coordinates, tangents = len(dataset.test_labels), dataset.test_coordinates, dataset.test_tangents
+    if coordinates is not None:
+        shape = tuple(coordinates.shape)
+        if len(shape) != 2 or shape[0] != count or not shape[1]:
+            return f"test_coordinates must have the shape ({count}, d), as test_inputs, not {shape}"
+        # Just below 2π, float32 has no number.
+        if not bool(((coordinates >= 0) & (coordinates <= 2 * math.pi)).all()):
+            return "test_coordinates must be angles in [0, 2π)"
+    if tangents is not None:
+        shape, inner = tuple(tangents.shape), dataset.test_inputs[0].numel()
+        if len(shape) != 3 or shape[:2] != (count, inner) or not 1 <= shape[2] <= inner:
+            return f"test_tangents must have the shape ({count}, {inner}, d), as test_inputs, not {shape}"
+        if not torch.allclose(tangents.mT @ tangents, torch.eye(shape[2]), atol=1e-4):
+            return "test_tangents must be orthonormal at each point"
+    return None
 
 
 def stratified_indices(labels: Tensor, size: int | None, *, seed: int, what: str = "size") -> Tensor | slice:
@@ -96,11 +174,12 @@ def stratified_indices(labels: Tensor, size: int | None, *, seed: int, what: str
         what: how an error names the size.
 
     Raises:
-        InputError: ``size`` is below the number of classes or above N.
+        InputError: ``size`` is below the number of classes or above N, or a class would be left out.
     """
-    classes = len(labels.unique())
     if size is None or size == len(labels):
         return slice(None)
+    present, counts = labels.unique(return_counts=True)
+    classes = len(present)
     if not classes <= size < len(labels):
         raise InputError(f"{what}: must be from {classes} (one per class) to {len(labels)}, not {size}")
     from sklearn.model_selection import StratifiedShuffleSplit
@@ -110,8 +189,14 @@ def stratified_indices(labels: Tensor, size: int | None, *, seed: int, what: str
     # away more than needed and the class shares stay as near as they can be.
     if rest < classes:
         raise InputError(f"{what}: must be at most {len(labels) - classes} or all {len(labels)}, not {size}")
+    if counts.min() < 2:
+        raise InputError(
+            f"{what}: must be all {len(labels)}, since class {int(present[counts.argmin()])} has one example"
+        )
     split = StratifiedShuffleSplit(n_splits=1, train_size=size, test_size=rest, random_state=seed)
     chosen, _ = next(split.split(np.zeros(len(labels)), labels.numpy()))
+    if lost := set(present.tolist()) - set(labels[chosen].tolist()):
+        raise InputError(f"{what}: must be larger than {size}, which leaves class {min(lost)} without an example")
     return torch.from_numpy(np.sort(chosen))
 
 

@@ -18,12 +18,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from isorepro import attacks, data, hierarchy, methods
+from isorepro import attacks, hierarchy, methods
 from isorepro.attacks import PIXELS, Objective
 from isorepro.errors import InputError
 from isorepro.models import class_logits, evaluated
 from isorepro.robustness import CLEAN, CORRECTED, FGSM, ONE_GRADIENT_PGD, PGD, RELEASED
-from isorepro.training import TrainedModel, TrainingConfig, resolve_device
+from isorepro.training import TrainedModel, TrainingConfig, dataset_of, resolve_device
 
 MARGIN_PGD, DLR_PGD, TRAINING_LOSS_PGD = "PGD on the margin", "PGD on DLR", "PGD on the training loss"
 AUTOATTACK, TRANSFER, WORST_CASE = "AutoAttack", "transfer", "worst case"
@@ -230,7 +230,8 @@ def autoattack(
 
     APGD on the cross-entropy, APGD on the targeted difference-of-logits ratio (single runs of these are the
     package pyautoattack's), targeted FAB and Square, each on the images that withstood the ones before; nine
-    targets, or as many as there are other classes.
+    targets, or as many as there are other classes. It goes by that name from four classes on;
+    :func:`autoattack_curve` takes fewer.
 
     Args:
         model: images (B, channels, height, width) in [0, 1] → logits (B, classes).
@@ -247,6 +248,8 @@ def autoattack(
     Raises:
         InputError: fewer than four classes.
     """
+    with torch.no_grad():
+        attacks.require_four_classes(model(images[:1]).shape[1], "AutoAttack (targeted APGD)")
     radii = _radii(epsilon, images)
     result, standing = images.clone(), torch.arange(len(images), device=images.device)
     for run in _ensemble(model, images, labels, iterations=iterations, queries=queries, seed=seed):
@@ -264,11 +267,14 @@ def _ensemble(
 ) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
     """Yield the runs of the ensemble in turn: (indices of n images, their radii (n, 1, …)) → images (n, …).
 
-    What a run returns need not fool, nor lie in the ball.
+    What a run returns need not fool, nor lie in the ball. Of fewer than four classes there is no targeted APGD,
+    whose ratio compares four logits.
 
     Raises:
-        InputError: fewer than four classes.
+        InputError: inputs that are no images.
     """
+    if images.dim() != 4:
+        raise InputError(f"AutoAttack: needs images, (N, channels, height, width), not {tuple(images.shape)}")
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
     model, images = copy.deepcopy(model).eval().requires_grad_(False), images.contiguous()
@@ -281,7 +287,6 @@ def _ensemble(
         return class_logits(model, points)
 
     classes = clean.shape[1]
-    attacks.require_four_classes(classes, "AutoAttack (targeted APGD and FAB)")
     shared: dict[str, Any] = {"n_iter": iterations, "eps": 0.0, "seed": seed, "device": images.device}
     apgd = APGDAttack(watched, **shared, logger=_SILENT)
     targeted = APGDAttack_targeted(watched, **shared, logger=_SILENT)
@@ -305,7 +310,7 @@ def _ensemble(
     ranks = range(2, min(9, classes - 1) + 2)
     for runs in (
         [partial(by_apgd, apgd, None)],
-        [partial(by_apgd, targeted, rank) for rank in ranks],
+        [partial(by_apgd, targeted, rank) for rank in ranks if classes >= 4],
         [partial(by_fab, rank) for rank in ranks],
         [by_square],
     ):
@@ -336,7 +341,7 @@ def autoattack_curve(
     one, all images at once, each in its own ball. An attack that cannot fool an image there is not tried on it in
     smaller balls; where it does, the image goes on in the largest ball that does not hold what was found, the same
     attack first. The curve falls by construction. An image that is misclassified without attack counts as fooled
-    at every radius.
+    at every radius. Of fewer than four classes the ensemble lacks the targeted APGD, which is not defined there.
 
     Args:
         model, images, labels, iterations, queries, seed: as for :func:`autoattack`, images of any prediction.
@@ -346,7 +351,7 @@ def autoattack_curve(
         (E, N) bool: which images stand.
 
     Raises:
-        InputError: fewer than four classes, or radii that do not increase from above 0.
+        InputError: inputs that are no images, or radii that do not increase from above 0.
     """
     if any(larger <= smaller for smaller, larger in itertools.pairwise([0.0, *epsilons])):
         raise InputError(f"epsilons: must increase strictly from above 0, not {list(epsilons)}")
@@ -392,16 +397,17 @@ def curves(
     Returns:
         One row per protocol, attack and radius: protocol, attack, epsilon, accuracy in [0, 1] and images. "worst
         case": the images that stand under every attack but the released PGD, whose steps leave the ball, at this
-        and all smaller radii. The clean accuracy is a row at ε = 0.
+        and all smaller radii. The clean accuracy is a row at ε = 0. Of fewer than four classes "PGD on DLR" is not
+        defined and left out, and AutoAttack is what :func:`autoattack_curve` says.
 
     Raises:
-        InputError: a stack of several levels.
+        InputError: a stack of several levels, or inputs that are no images.
     """
     config, (inputs, labels), device = trained.config, *attacked_images(trained, images)
     if labels.dim() > 1:
         raise InputError(f"evaluation health: needs a flat network, not a stack of {len(labels)} levels")
     model = trained.model.to(device)
-    target = model, inputs, labels
+    target, classes = (model, inputs, labels), model.architecture["classes"][-1]
     loss: dict[str, Any] = {"beta": config.beta, "K": config.K, "form": config.form}
 
     def each(attack: Callable[[float], Tensor]) -> Tensor:
@@ -436,7 +442,7 @@ def curves(
         (CORRECTED, FGSM): attacks.accuracy_curve(attacks.fgsm, *target, epsilons),
         (CORRECTED, PGD): pgd(attacks.cross_entropy),
         (CORRECTED, MARGIN_PGD): pgd(attacks.margin),
-        (CORRECTED, DLR_PGD): pgd(attacks.dlr),
+        **({(CORRECTED, DLR_PGD): pgd(attacks.dlr)} if classes >= 4 else {}),
         (CORRECTED, AUTOATTACK): autoattack_curve(*target, epsilons, iterations=iterations, queries=queries),
         **{(CORRECTED, name): each(partial(noisy, inputs)) for name, noisy in NOISE.items()},
     }
@@ -504,7 +510,7 @@ def _kind(config: TrainingConfig, seed: int | None = None) -> str:
 def attacked_images(trained: TrainedModel, images: int) -> tuple[tuple[Tensor, Tensor], torch.device]:
     """Return a stratified test subset with its labels, (N,) or (levels, N), and the device they are on."""
     config, device = trained.config, resolve_device(trained.config.device)
-    dataset = data.load(config.dataset, test_size=images, seed=config.seed).to(device)
+    dataset = dataset_of(config, test_size=images).to(device)
     labels = hierarchy.level_labels(config.hierarchy, dataset.test_labels, len(dataset.classes))
     return (dataset.test_inputs, labels if len(labels) > 1 else labels[0]), device
 

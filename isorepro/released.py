@@ -18,7 +18,7 @@ from isorepro.errors import InputError
 from isorepro.hierarchy import Nested
 from isorepro.robustness import CLEAN, CORRECTED, FGSM, ONE_GRADIENT_PGD, PGD, RELEASED, nearest_radius
 from isorepro.stacks import HELD_OUT, TRAINING
-from isorepro.training import TrainedModel, resolve_device
+from isorepro.training import TrainedModel, dataset_of, resolve_device
 
 FIRST, ALL = "first images", "all images"
 """The part of the test set over which the released code averages, and the whole of it."""
@@ -125,7 +125,7 @@ def gradient_shares(trained: TrainedModel, *, test_size: int | None = None) -> p
         cross-entropy).
     """
     config = trained.config
-    dataset = data.load(config.dataset, test_size=test_size)
+    dataset = dataset_of(config, test_size=test_size, test_seed=0)
     sums = torch.zeros(4, dtype=torch.float64)
     for x, y in zip(dataset.test_inputs.split(BATCH), dataset.test_labels.split(BATCH), strict=True):
         whole, plain = (
@@ -157,7 +157,7 @@ def batch_orders(
         One row per order: order (0: the set's own, then the shuffles) and accuracy in [0, 1].
     """
     config, device = trained.config, resolve_device(trained.config.device)
-    dataset = data.load(config.dataset, test_size=test_size).to(device)
+    dataset = dataset_of(config, test_size=test_size, test_seed=0).to(device)
     model, images = trained.model.to(device), dataset.test_inputs
     labels = hierarchy.level_labels(config.hierarchy, dataset.test_labels, len(dataset.classes))
     attack = partial(attacks.released_fgsm, beta=config.beta, K=config.K, form=config.form)
@@ -205,7 +205,7 @@ def first_images(trained: TrainedModel, *, epsilon: float, first: int = 100) -> 
         InputError: levels that do not nest.
     """
     config = trained.config
-    dataset, model = data.load(config.dataset), trained.model.cpu()
+    dataset, model = dataset_of(config), trained.model.cpu()
     classes = len(dataset.classes)
     labels = hierarchy.level_labels(config.hierarchy, dataset.test_labels, classes)
     edges = torch.from_numpy(hierarchy.tree_distances(config.hierarchy, classes)).double()
@@ -289,7 +289,7 @@ def term_costs(dataset: str, *, K: float, batches: int = 100) -> dict[str, float
     """Return what the normalised form with β = 1 charges for two extreme representations of the inputs.
 
     Args:
-        dataset: name of a dataset.
+        dataset: name of a dataset; one that is drawn from the seed is that of seed 0.
         K: factor of the form, > 0.
         batches: number of batches of 100 training examples, from the first on, whose mean is taken.
 

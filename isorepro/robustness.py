@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isorepro import attacks, data, hierarchy, stats
 from isorepro.errors import InputError
-from isorepro.training import TrainedModel, resolve_device
+from isorepro.training import TrainedModel, dataset_of, resolve_device
 
 CLEAN, FGSM, PGD, ONE_GRADIENT_PGD = "no attack", "FGSM", "PGD", "one-gradient PGD"
 RELEASED, CORRECTED = "as released", "corrected"
@@ -41,7 +41,7 @@ def curves(
         accuracy in [0, 1], and images (how many). The clean accuracy is a row of each protocol at ε = 0.
     """
     device = resolve_device(trained.config.device)
-    dataset = data.load(trained.config.dataset, test_size=test_size).to(device)
+    dataset = dataset_of(trained.config, test_size=test_size, test_seed=0).to(device)
     stack, images, config = trained.model.to(device), dataset.test_inputs, trained.config
     labels = hierarchy.level_labels(config.hierarchy, dataset.test_labels, len(dataset.classes))
     released_fgsm, released_pgd = (
@@ -80,7 +80,7 @@ def examples(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40) -> p
         One row per attack ("no attack", "FGSM", "PGD") and image: attack, epsilon, index (in the test set),
         label and predicted (names of classes), pixels (:func:`pixel_rows`).
     """
-    dataset, model = data.load(trained.config.dataset), trained.model.cpu()
+    dataset, model = dataset_of(trained.config), trained.model.cpu()
     indices = first_of_each_class(dataset)
     images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
     attacked = {
@@ -111,7 +111,7 @@ def ladder(trained: TrainedModel, *, epsilons: Sequence[float], pgd_steps: int =
         One row per radius and image: epsilon, index (in the test set), label and predicted (names of classes),
         classes (their names), probabilities (of each class, summing to 1) and pixels (:func:`pixel_rows`).
     """
-    dataset, model = data.load(trained.config.dataset), trained.model.cpu()
+    dataset, model = dataset_of(trained.config), trained.model.cpu()
     indices = first_of_each_class(dataset)
     images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
     rows = []
@@ -132,7 +132,14 @@ def pixel_rows(image: Tensor) -> list[Any]:
 
     Args:
         image: (1, H, W), grey; or (3, H, W), in colour: a pixel is then a list of red, green and blue.
+
+    Raises:
+        InputError: something else.
     """
+    if image.dim() != 3:
+        raise InputError(
+            f"pixels: those of an image are needed, (channels, height, width), not {tuple(image.shape)}"
+        )
     rows: list[Any] = (image[0] if len(image) == 1 else image.permute(1, 2, 0)).tolist()
     return rows
 
@@ -142,10 +149,16 @@ def first_of_each_class(dataset: data.Dataset) -> list[int]:
     return [int((dataset.test_labels == label).nonzero()[0]) for label in range(len(dataset.classes))]
 
 
-def chance(dataset: str, test_size: int | None = None) -> float:
-    """Return the accuracy of always naming the commonest class of the test set, the most that guessing gives."""
-    labels = data.load(dataset, test_size=test_size).test_labels
-    return float(labels.bincount().max()) / len(labels)
+def chance(dataset: str, test_size: int | None = None, *, seeds: Sequence[int] = (0,)) -> float:
+    """Return the accuracy of always naming the commonest class of the test set, the most that guessing gives.
+
+    Args:
+        dataset: its name.
+        test_size: size of the stratified test subset; None takes all.
+        seeds: of the networks, where the test set is drawn from the seed; that with the commonest class counts.
+    """
+    drawn = [data.load(dataset, test_size=test_size, seed=seed, test_seed=0).test_labels for seed in seeds]
+    return max(float(labels.bincount().max()) / len(labels) for labels in drawn)
 
 
 def nearest_radius(table: pd.DataFrame, epsilon: float) -> float:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isorepro import attacks, data
+from isorepro import attacks
 from isorepro.errors import InputError
 from isorepro.models import class_logits
 from isorepro.robustness import first_of_each_class, pixel_rows
-from isorepro.training import TrainedModel
+from isorepro.training import TrainedModel, dataset_of
 
 Of = Literal["loss", "logit"]
 """What the gradient is taken of: the cross-entropy, or the logit of the true class (Simonyan et al. 2014)."""
@@ -92,7 +92,7 @@ def measures(trained: TrainedModel, *, test_size: int | None = None) -> pd.DataF
     Raises:
         InputError: a dataset of other inputs.
     """
-    dataset = data.load(trained.config.dataset, test_size=test_size, seed=trained.config.seed)
+    dataset = dataset_of(trained.config, test_size=test_size)
     rows: list[tuple[Of, str, float]] = []
     kinds: tuple[Of, ...] = ("loss", "logit")
     for of in kinds:
@@ -116,7 +116,7 @@ def examples(trained: TrainedModel, *, of: Of = "logit") -> pd.DataFrame:
     Raises:
         InputError: a dataset of other inputs.
     """
-    dataset, model = data.load(trained.config.dataset), trained.model
+    dataset, model = dataset_of(trained.config), trained.model
     indices = first_of_each_class(dataset)
     images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
     found = maps(model, images, labels, of=of)

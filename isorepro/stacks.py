@@ -14,7 +14,7 @@ from isorepro.data import Dataset
 from isorepro.errors import InputError
 from isorepro.hierarchy import Nested
 from isorepro.robustness import CLEAN, CORRECTED, FGSM, PGD, RELEASED
-from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy, resolve_device
+from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy, dataset_of, resolve_device
 
 GIVEN, LEARNT, RANDOM = "given", "learnt", "random"
 """The tree of the notebook, the one clustered from the data, and shuffles of the given one."""
@@ -32,7 +32,7 @@ PAIRS = (((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)), ((0, 1), (2, 3), (4, 5), (6, 7), (8
 def _held_out(trained: TrainedModel, tree: Nested | None, test_size: int | None) -> tuple[Dataset, Tensor]:
     """Return the dataset of a network's seed and the test labels at every level, (levels, N)."""
     config = trained.config
-    dataset = data.load(config.dataset, test_size=test_size, seed=config.seed)
+    dataset = dataset_of(config, test_size=test_size)
     levels = config.hierarchy if tree is None else tree
     return dataset, hierarchy.level_labels(levels, dataset.test_labels, len(dataset.classes))
 
@@ -72,18 +72,17 @@ def measures(
     """
     config = trained.config
     whole, labels = _held_out(trained, None, test_size)
-    known = data.load(config.dataset, train_size=config.train_size, seed=config.seed)
-    known_labels = hierarchy.level_labels(config.hierarchy, known.train_labels, len(known.classes))
+    known_labels = hierarchy.level_labels(config.hierarchy, whole.train_labels, len(whole.classes))
     # As many training points as held-out ones, if there are that many.
-    size = test_size if test_size and test_size < len(known.train_labels) - len(known.classes) else None
-    part = data.stratified_indices(known.train_labels, size, seed=config.seed)
+    size = test_size if test_size and test_size < len(whole.train_labels) - len(whole.classes) else None
+    part = data.stratified_indices(whole.train_labels, size, seed=config.seed)
     inner = labels.new_zeros(labels.shape, dtype=torch.bool)
     if nearest:
-        inner = _away_from_cuts(whole.test_inputs, labels, known.train_inputs, known_labels, nearest)
+        inner = _away_from_cuts(whole.test_inputs, labels, whole.train_inputs, known_labels, nearest)
     rows: list[tuple[str, int, str, float]] = []
     for level in range(len(labels)):
         clouds = {
-            TRAINING: (known.train_inputs[part], known_labels[level, part], 1.0),
+            TRAINING: (whole.train_inputs[part], known_labels[level, part], 1.0),
             HELD_OUT: (whole.test_inputs, labels[level], 1.0),
         }
         if nearest:
@@ -127,9 +126,8 @@ def piece_planes(trained: TrainedModel, *, nearest: int) -> pd.DataFrame:
     config = trained.config
     whole, labels = _held_out(trained, None, None)
     angles = _angles(whole)
-    known = data.load(config.dataset, train_size=config.train_size, seed=config.seed)
-    known_labels = hierarchy.level_labels(config.hierarchy, known.train_labels, len(known.classes))
-    inner = _away_from_cuts(whole.test_inputs, labels, known.train_inputs, known_labels, nearest)
+    known_labels = hierarchy.level_labels(config.hierarchy, whole.train_labels, len(whole.classes))
+    inner = _away_from_cuts(whole.test_inputs, labels, whole.train_inputs, known_labels, nearest)
     tables = []
     for level, (representation, _) in enumerate(trained.model.levels(whole.test_inputs)):
         members = inner[level] & (labels[level] == 0)
@@ -166,16 +164,20 @@ def readouts(
         probe_accuracy (held-out accuracy of a logistic regression, fitted by scikit-learn to the standardised
         training representations with little regularisation, C = 100), spearman, stress and scaled_stress (within
         the level's groups).
+
+    Raises:
+        InputError: a level that is a single group.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     config = trained.config
+    if any(len(level) < 2 for level in tree):
+        raise InputError(f"tree: every level must have at least two groups to be told apart, not {tree}")
     dataset, labels = _held_out(trained, tree, test_size)
-    train_set = data.load(config.dataset, train_size=config.train_size, seed=config.seed)
-    train_labels = hierarchy.level_labels(tree, train_set.train_labels, len(dataset.classes))
-    held_out, trained_on = (trained.model.activations(x) for x in (dataset.test_inputs, train_set.train_inputs))
+    train_labels = hierarchy.level_labels(tree, dataset.train_labels, len(dataset.classes))
+    held_out, trained_on = (trained.model.activations(x) for x in (dataset.test_inputs, dataset.train_inputs))
     rows: list[tuple[int, int, str, float]] = []
     for layers in range(every, len(held_out), every):
         for level, (own, known) in enumerate(zip(labels, train_labels, strict=True), start=1):
@@ -381,7 +383,8 @@ def trees(given: Nested, *, dataset: str, seeds: Sequence[int], shuffles: int) -
 
     Args:
         given: a hierarchy of the dataset's classes.
-        dataset: its name; the class means that are clustered are those of its training inputs.
+        dataset: its name; the class means that are clustered are those of its training inputs, of seed 0 where
+            they are drawn from the seed: all networks are compared on one learnt tree.
         seeds: seeds of the networks.
         shuffles: random trees for each seed.
 
@@ -404,11 +407,19 @@ def trees(given: Nested, *, dataset: str, seeds: Sequence[int], shuffles: int) -
     return table.assign(hierarchy=table["hierarchy"].map(hierarchy.to_text))
 
 
-def chances(levels: Nested, *, dataset: str, test_size: int | None = None) -> list[float]:
-    """Return, for each level of a hierarchy, the accuracy of always naming the commonest group of the test set."""
-    loaded = data.load(dataset, test_size=test_size)
-    labels = hierarchy.level_labels(levels, loaded.test_labels, len(loaded.classes))
-    return [float(row.bincount().max()) / len(row) for row in labels]
+def chances(
+    levels: Nested, *, dataset: str, test_size: int | None = None, seeds: Sequence[int] = (0,)
+) -> list[float]:
+    """Return, for each level of a hierarchy, the accuracy of always naming the commonest group of the test set.
+
+    Where that set is drawn from the seed, the largest of those of the networks' ``seeds``.
+    """
+    found = []
+    for seed in seeds:
+        loaded = data.load(dataset, test_size=test_size, seed=seed, test_seed=0)
+        labels = hierarchy.level_labels(levels, loaded.test_labels, len(loaded.classes))
+        found.append([float(row.bincount().max()) / len(row) for row in labels])
+    return [max(level) for level in zip(*found, strict=True)]
 
 
 def stacked_configs(base: TrainingConfig, table: pd.DataFrame, betas: Sequence[float]) -> list[TrainingConfig]:
@@ -538,7 +549,7 @@ def confusions(
         (class numbers) and images; without attack at ε = 0 for both protocols.
     """
     config, device = trained.config, resolve_device(trained.config.device)
-    dataset = data.load(config.dataset, test_size=test_size).to(device)
+    dataset = dataset_of(config, test_size=test_size, test_seed=0).to(device)
     model, images, classes = trained.model.to(device), dataset.test_inputs, len(dataset.classes)
     labels = hierarchy.level_labels(config.hierarchy, dataset.test_labels, classes)
     released = partial(attacks.released_fgsm, beta=config.beta, K=config.K, form=config.form)

@@ -7,10 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from isorepro import data, geometry, stats
+from isorepro import geometry, stats
 from isorepro.data import Dataset
 from isorepro.errors import InputError, unknown
-from isorepro.training import TrainedModel, clean_accuracy
+from isorepro.training import TrainedModel, clean_accuracy, dataset_of
 
 RANGES = {
     "spearman": (-1.0, 1.0),
@@ -31,7 +31,7 @@ def held_out(trained: TrainedModel, test_size: int | None = None) -> tuple[Datas
         trained: the network.
         test_size: size of the stratified test subset; None takes all.
     """
-    dataset = data.load(trained.config.dataset, test_size=test_size, seed=trained.config.seed)
+    dataset = dataset_of(trained.config, test_size=test_size)
     return dataset, torch.cat([trained.model.representation(x) for x in dataset.test_inputs.split(1000)])
 
 
@@ -280,12 +280,14 @@ def cross_section(
         distances within classes of the test points.
 
     Raises:
-        InputError: an unknown class.
+        InputError: an unknown class, or points on a line.
     """
-    dataset = data.load(trained.config.dataset, train_size=trained.config.train_size, seed=trained.config.seed)
+    dataset = dataset_of(trained.config)
     if prototype not in dataset.classes:
         raise unknown("class", prototype, dataset.classes)
     images = dataset.train_inputs.flatten(1)
+    if images.shape[1] < 2:
+        raise InputError(f"cross_section: needs inputs of at least two values, not {tuple(images.shape)}")
     members = images[dataset.train_labels == dataset.classes.index(prototype)]
     centre = members[(members - members.mean(0)).norm(dim=1).argmin()]
     # The leading eigenvectors of the covariance, signed so that they are the same on every machine.
@@ -404,8 +406,14 @@ def class_names(trained: TrainedModel) -> tuple[str, ...]:
 
 
 def held_out_points(trained: TrainedModel) -> pd.DataFrame:
-    """Return the held-out points in the plane of a network's seed: one row per point with x, y and class."""
+    """Return the held-out points in the plane of a network's seed: one row per point with x, y and class.
+
+    Raises:
+        InputError: a dataset of other inputs.
+    """
     dataset, _ = held_out(trained)
+    if dataset.test_inputs.shape[1:] != (2,):
+        raise InputError(f"points: must be in the plane, (N, 2), not {tuple(dataset.test_inputs.shape)}")
     table = pd.DataFrame(dataset.test_inputs.double().numpy(), columns=["x", "y"])
     return table.assign(**{"class": [dataset.classes[label] for label in dataset.test_labels.tolist()]})
 

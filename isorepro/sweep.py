@@ -38,7 +38,7 @@ from isorepro import cluster, data, hierarchy, methods, paths
 from isorepro.errors import InputError, unknown
 from isorepro.models import Stack
 from isorepro.progress import say, track
-from isorepro.training import TrainedModel, TrainingConfig, resolve_device, train
+from isorepro.training import TrainedModel, TrainingConfig, dataset_of, resolve_device, train
 
 JOBS = "ISOREPRO_JOBS"
 """Environment variable: default number of worker processes."""
@@ -108,7 +108,7 @@ def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> 
 
 def _least_seconds(config: TrainingConfig) -> float:
     """Return about how long a training takes at least: half a millisecond a step."""
-    size = config.train_size or len(data.load(config.dataset).train_labels)
+    size = config.train_size or len(dataset_of(config).train_labels)
     return 5e-4 * config.epochs * math.ceil(size / config.batch_size)
 
 

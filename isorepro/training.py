@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from isorepro import data, hierarchy, methods
+from isorepro.data import Dataset
 from isorepro.errors import Config, InputError
 from isorepro.hierarchy import Hierarchy
 from isorepro.losses import ClassBlocks, Form, class_members, isometry, pairwise_distances, squared_norms
@@ -60,7 +61,8 @@ class TrainingConfig(Config):
         epochs, batch_size, learning_rate: of Adam; the paper takes 5, 100 and 1e-3 on MNIST. A batch size
             from the size of the set on is full-batch training, one step an epoch.
         log_every: epochs from one row of the history to the next; the last epoch always has one.
-        seed: of the weights, the order of the examples, the subset, and what is random in the method.
+        seed: of the weights, the order of the examples, the subset, what is random in the method, and the points
+            or the split of a dataset that is drawn from it.
         device: "auto" takes a GPU when there is one.
     """
 
@@ -165,6 +167,33 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def dataset_of(
+    config: TrainingConfig,
+    *,
+    dataset: str | None = None,
+    test_size: int | None = None,
+    test_seed: int | None = None,
+) -> Dataset:
+    """Return what a network is trained and tested on: the dataset of its own seed, with its training subset.
+
+    Everything that measures a network loads by this, since the points or the split may be drawn from the seed.
+
+    Args:
+        config: of the network.
+        dataset: name of another dataset, taken with the network's seed and whole; None for the network's own.
+        test_size: size of the stratified test subset; None takes all.
+        test_seed: seed of that subset's draw, so that networks of all seeds get the same examples of a test set
+            that they share; None for the network's seed.
+
+    Raises:
+        InputError, DataError: as :func:`isorepro.data.load`.
+    """
+    size = config.train_size if dataset is None else None
+    return data.load(
+        dataset or config.dataset, train_size=size, test_size=test_size, seed=config.seed, test_seed=test_seed
+    )
+
+
 def build(config: TrainingConfig, inputs: Tensor, classes: int) -> Stack:
     """Return the untrained network of a config, its weights drawn from ``config.seed`` on the CPU.
 
@@ -211,7 +240,7 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
         FloatingPointError: the loss became NaN or infinite.
     """
     device = resolve_device(config.device)
-    dataset = data.load(config.dataset, train_size=config.train_size, seed=config.seed).to(device)
+    dataset = dataset_of(config).to(device)
     inputs, classes = dataset.train_inputs, len(dataset.classes)
     model = build(config, inputs, classes).to(device)
     labels, test_labels = (

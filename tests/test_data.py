@@ -1,19 +1,30 @@
+import ast
 import gzip
+import importlib
+import inspect
 import math
+import pkgutil
 import shutil
 import struct
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.spatial
 import scipy.stats
 import torch
 from torch import Tensor
 
-from isorepro import data, paths
+import isorepro
+from isorepro import comparison, corruptions, data, ensemble, hierarchy, paths, robustness, stacks, structure
 from isorepro.errors import DataError, InputError
+from isorepro.training import TrainedModel, TrainingConfig, dataset_of, train
 
 ARCHIVES = paths.DATA / "mnist"
 
@@ -352,3 +363,282 @@ def test_a_moved_dataset_moves_all_its_tensors_and_keeps_the_rest(name: str) -> 
     }
     assert (moved.name, moved.classes) == (dataset.name, dataset.classes)
     assert (moved.test_tangents is None) == (name == "two_moons")
+
+
+def own(seed: int, *, classes: int = 2, count: int = 120) -> data.Dataset:
+    """Images whose class nothing tells, so that only those trained on are known; the split is the seed's."""
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(count) % classes
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    parts = order[: count // 2], order[count // 2 :]
+    (train_inputs, test_inputs), (known, wanted) = (
+        [values[part] for part in parts] for values in (images, labels)
+    )
+    names = tuple(f"class {number}" for number in range(classes))
+    return data.Dataset("own", train_inputs, known, test_inputs, wanted, names)
+
+
+def own_points(seed: int) -> data.Dataset:
+    """The same as points in the plane, with coordinates and tangents that fit them."""
+    whole = own(seed, classes=3)
+    train_inputs, test_inputs = whole.train_inputs[:, 0, 0, :2], whole.test_inputs[:, 0, 0, :2]
+    tangents = torch.eye(2).expand(len(test_inputs), 2, 2)
+    given = {"test_coordinates": 6 * test_inputs, "test_tangents": tangents}
+    return replace(whole, train_inputs=train_inputs, test_inputs=test_inputs, **given)
+
+
+def changed(field: str, change: Callable[[Any], Any], make: Callable[[int], data.Dataset] = own) -> data.Dataset:
+    whole = make(0)
+    return replace(whole, **{field: change(getattr(whole, field))})
+
+
+def with_value(value: float) -> Callable[[Tensor], Tensor]:
+    return lambda inputs: inputs.index_fill(0, torch.tensor([5]), value)
+
+
+SHAPES = "must have the shape (N, 1 or 3, height, width), images, or (N, D), points, with N at least 1, not"
+COORDINATES, TANGENTS = ("test_coordinates", "test_tangents")
+BREACHES: list[tuple[Any, str]] = [
+    (
+        changed("train_labels", lambda y: 2 * y - 1),
+        "train_labels must be from 0 to 1, as classes, not from -1 to 1",
+    ),
+    (changed("test_labels", lambda y: 2 * y), "test_labels must be from 0 to 1, as classes, not from 0 to 2"),
+    (
+        changed("train_labels", lambda y: y[:, None]),
+        "train_labels must have the shape (60,), as inputs, not (60, 1)",
+    ),
+    (changed("test_labels", lambda y: y[:-1]), "test_labels must have the shape (60,), as inputs, not (59,)"),
+    (changed("train_labels", Tensor.float), "train_labels must be a tensor of torch.int64, not torch.float32"),
+    (changed("train_labels", Tensor.int), "train_labels must be a tensor of torch.int64, not torch.int32"),
+    (changed("test_labels", Tensor.tolist), "test_labels must be a tensor of torch.int64, not list"),
+    (changed("train_labels", torch.zeros_like), "train_labels must hold every class, and lack 1 ('class 1')"),
+    (changed("test_labels", torch.ones_like), "test_labels must hold every class, and lack 0 ('class 0')"),
+    (
+        changed("classes", lambda names: (*names, "more")),
+        "train_labels must hold every class, and lack 2 ('more')",
+    ),
+    (changed("classes", lambda names: ()), "classes must be a tuple of at least two names, no two alike, not ()"),
+    (
+        changed("classes", lambda names: ("a", "a")),
+        "classes must be a tuple of at least two names, no two alike, not ('a', 'a')",
+    ),
+    (
+        changed("classes", list),
+        f"classes must be a tuple of at least two names, no two alike, not {[*own(0).classes]}",
+    ),
+    (changed("train_inputs", lambda x: x[:, 0]), f"train_inputs {SHAPES} (60, 8, 8)"),
+    (changed("train_inputs", lambda x: x.mT.permute(0, 2, 3, 1)), f"train_inputs {SHAPES} (60, 8, 8, 1)"),
+    (changed("test_inputs", lambda x: x[:0]), f"test_inputs {SHAPES} (0, 1, 8, 8)"),
+    (
+        changed("test_inputs", lambda x: x[:, :, 1:]),
+        "test_inputs must have the shape of train_inputs, (1, 8, 8) each, not (1, 7, 8)",
+    ),
+    (changed("train_inputs", with_value(-1)), "train_inputs must be in [0, 1], as images, not from -1 to "),
+    (changed("test_inputs", with_value(255)), "test_inputs must be in [0, 1], as images, not from "),
+    (
+        changed("test_inputs", with_value(math.nan)),
+        "test_inputs must be in [0, 1], as images, not from nan to nan",
+    ),
+    (changed("train_inputs", with_value(math.inf), own_points), "train_inputs must be finite, not from "),
+    (changed("train_inputs", Tensor.byte), "train_inputs must be a tensor of torch.float32, not torch.uint8"),
+    (changed("test_inputs", Tensor.double), "test_inputs must be a tensor of torch.float32, not torch.float64"),
+    (
+        changed("test_inputs", lambda x: x.clone().requires_grad_()),
+        "test_inputs must be dense, on the CPU and without requires_grad",
+    ),
+    (
+        changed(COORDINATES, lambda angles: angles[1:], own_points),
+        "test_coordinates must have the shape (60, d), as test_inputs, not (59, 2)",
+    ),
+    (changed(COORDINATES, lambda angles: -angles, own_points), "test_coordinates must be angles in [0, 2π)"),
+    (
+        changed(TANGENTS, lambda tangents: tangents[:, :1], own_points),
+        "test_tangents must have the shape (60, 2, d), as test_inputs, not (60, 1, 2)",
+    ),
+    (
+        changed(TANGENTS, lambda tangents: 2 * tangents, own_points),
+        "test_tangents must be orthonormal at each point",
+    ),
+    ((1, 2), "its function must return a Dataset, not tuple"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "told"), BREACHES, ids=[told for _, told in BREACHES])
+def test_a_dataset_that_is_not_as_it_must_be_is_refused_in_a_line(
+    dataset: Any, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(data.DATASETS, "own", lambda seed: dataset)
+    with pytest.raises(InputError) as caught:
+        train(TrainingConfig(dataset="own", device="cpu"))
+    assert str(caught.value).startswith(f"dataset 'own': {told}")
+    assert "\n" not in str(caught.value)
+
+
+def test_points_may_lie_anywhere_and_a_dataset_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[data.Dataset] = []
+    look = data._breach
+    monkeypatch.setattr(data, "_breach", lambda dataset: looked_at.append(dataset) or look(dataset))
+    far, near = own_points(0), own(0)
+    far = replace(far, train_inputs=1e4 * far.train_inputs, test_inputs=-1e4 * far.test_inputs)
+    for dataset in (far, near):
+        monkeypatch.setitem(data.DATASETS, "own", lambda seed, dataset=dataset: dataset)
+        for size in (None, 20):
+            assert len(data.load("own", test_size=size, seed=3).test_labels) == (size or 60)
+    assert looked_at == [far, near]
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "told"),
+    [
+        ([30, 1], 10, "must be all 31, since class 1 has one example"),
+        ([300, 2], 20, "must be larger than 20, which leaves class 1 without an example"),
+    ],
+)
+def test_a_subset_holds_every_class_or_is_refused(counts: list[int], size: int, told: str) -> None:
+    labels = torch.arange(2).repeat_interleave(torch.tensor(counts))
+    with pytest.raises(InputError, match=f"test_size of own: {told}"):
+        data.stratified_indices(labels, size, seed=0, what="test_size of own")
+
+
+def measurements() -> Iterator[Callable[..., pd.DataFrame]]:
+    """Every function of the library that makes a table of a trained network."""
+    for found in pkgutil.iter_modules(isorepro.__path__):
+        module = importlib.import_module(f"isorepro.{found.name}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            signature = inspect.signature(function)
+            first = next(iter(signature.parameters.values()), None)
+            public = function.__module__ == module.__name__ and not name.startswith("_")
+            if (
+                public
+                and first
+                and first.annotation is TrainedModel
+                and signature.return_annotation is pd.DataFrame
+            ):
+                yield function
+
+
+MEASUREMENTS = list(measurements())
+TREE: hierarchy.Hierarchy = (((0,), (1, 2)),)
+GIVEN: dict[str, Any] = {
+    "epsilon": 0.1, "epsilons": [0.05, 0.5], "l2_epsilons": [0.5, 1.0], "images": 20, "l2_images": 20,
+    "pgd_steps": 2, "iterations": 2, "queries": 3, "test_size": 40, "neighbours": 5, "points": 12, "count": 3,
+    "prototype": "class 1", "extent": 1.0, "resolution": 5, "margin": 0.1, "reach": 2.0, "nearest": 1, "every": 2,
+    "tree": TREE, "source": None,
+}  # fmt: skip
+KINDS: dict[str, tuple[Callable[[int], data.Dataset], hierarchy.Hierarchy]] = {
+    "two classes": (own, ()),
+    "a stack of three": (partial(own, classes=3), TREE),
+    "points": (own_points, ()),
+}
+
+
+@pytest.fixture(scope="module")
+def own_networks() -> Iterator[dict[str, TrainedModel]]:
+    """A network of each kind that knows its training set by heart, and datasets under names of their own.
+
+    Of "<kind>" the split is that of the seed, of "<kind> 3" and "<kind> 0" always that of seed 3 or 0.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        networks = {}
+        for kind, (make, tree) in KINDS.items():
+            patch.setitem(data.DATASETS, kind, make)
+            for seed in (0, 3):
+                patch.setitem(data.DATASETS, f"{kind} {seed}", lambda _, make=make, seed=seed: make(seed))
+            settings = {
+                "epochs": 30,
+                "learning_rate": 3e-3,
+                "batch_size": 20,
+                "width": 30,
+                "depth": 2,
+                "device": "cpu",
+                "beta": 0.01,
+            }
+            networks[kind] = train(TrainingConfig(dataset=kind, seed=3, hierarchy=tree, **settings))
+        yield networks
+
+
+def table(measure: Callable[..., pd.DataFrame], trained: TrainedModel, dataset: str) -> pd.DataFrame | str:
+    """What a network is measured to do on a dataset, or what is said if it cannot be."""
+    config = TrainingConfig(**trained.config.model_dump() | {"dataset": dataset})
+    needed = list(inspect.signature(measure).parameters.values())[1:]
+    given = {p.name: GIVEN[p.name] for p in needed if p.name in GIVEN or p.default is p.empty}
+    try:
+        return measure(replace(trained, config=config), **given)
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("measure", MEASUREMENTS, ids=lambda f: f"{f.__module__}.{f.__name__}")
+def test_every_measurement_takes_the_networks_own_test_set(
+    measure: Callable[..., pd.DataFrame], own_networks: dict[str, TrainedModel]
+) -> None:
+    differ = []
+    for kind, trained in own_networks.items():
+        own_set, same, other = (table(measure, trained, f"{kind}{which}") for which in ("", " 3", " 0"))
+        if isinstance(own_set, pd.DataFrame):
+            assert own_set.equals(same)
+            differ.append(not own_set.equals(other))
+    # A share of sixty images may be the same by chance.
+    assert any(differ)
+
+
+def test_accuracies_on_a_split_of_the_seed_are_those_counted_by_hand(
+    own_networks: dict[str, TrainedModel],
+) -> None:
+    trained = own_networks["two classes"]
+    clean = {}
+    for part in ("train", "test"):
+        pairs = zip(*(getattr(own(3), f"{part}_{what}") for what in ("inputs", "labels")), strict=True)
+        right = [int(trained.model(image[None]).argmax()) == int(label) for image, label in pairs]
+        clean[part] = sum(right) / len(right)
+    assert clean["train"] > clean["test"] + 0.2
+    tables: dict[str, pd.DataFrame] = {}
+    settings = {"epsilons": [0.1], "images": 60, "pgd_steps": 1, "iterations": 1, "queries": 1}
+    tables["curves"] = robustness.curves(trained, epsilons=[0.1], pgd_steps=1)
+    tables["ensemble"] = ensemble.curves(trained, None, **settings)
+    tables["compared"] = comparison.robustness(trained, **settings, l2_epsilons=[0.1], l2_images=60)
+    tables = {name: rows[rows["epsilon"] == 0] for name, rows in tables.items()}
+    tables["corruptions"] = corruptions.accuracies(trained, names=[])
+    tables["another set"] = corruptions.accuracies(
+        replace(trained, config=TrainingConfig(dataset="linked_rings", seed=3)), dataset="two classes", names=[]
+    )
+    tables["validated"] = comparison.validate(trained, epsilon=0.1, images=60, pgd_steps=1).rename(
+        columns={"clean": "accuracy"}
+    )
+    tables["structure"] = (
+        structure.measures(trained).query("measure == 'accuracy'").rename(columns={"value": "accuracy"})
+    )
+    tables["history"] = trained.history.tail(1).rename(columns={"test_accuracy": "accuracy"})
+    for name, rows in tables.items():
+        assert len(rows) > 0
+        assert rows["accuracy"].to_numpy() == pytest.approx(clean["test"]), name
+
+
+def test_what_is_known_of_a_dataset_by_name_is_known_for_each_seed(own_networks: dict[str, TrainedModel]) -> None:
+    kind, seeds = "a stack of three", range(8)
+    labels = [own(seed, classes=3).test_labels.tolist() for seed in seeds]
+    counted = [max(Counter(row).values()) / 60 for row in labels]
+    assert len(set(counted)) > 1
+    assert robustness.chance(kind, seeds=seeds) == pytest.approx(max(counted))
+    assert robustness.chance(kind) == pytest.approx(counted[0])
+    coarse = [max(Counter(label > 0 for label in row).values()) / 60 for row in labels]
+    assert stacks.chances(TREE, dataset=kind, seeds=seeds) == pytest.approx([max(coarse), max(counted)])
+
+
+def test_a_test_subset_may_be_drawn_by_another_seed_than_the_split(own_networks: dict[str, TrainedModel]) -> None:
+    config = own_networks["two classes"].config
+    part = dataset_of(config, test_size=20, test_seed=0)
+    whole = own(3)
+    assert torch.equal(part.train_inputs, whole.train_inputs)
+    assert torch.equal(part.test_inputs, whole.test_inputs[data.stratified_indices(whole.test_labels, 20, seed=0)])
+
+
+def test_no_module_loads_the_dataset_of_a_network_by_hand() -> None:
+    for path in Path(str(isorepro.__file__)).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("data.load"):
+                assert path.stem == "training" or "config" not in ast.unparse(node), (
+                    f"{path.stem}: dataset_of is there for it"
+                )

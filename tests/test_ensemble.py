@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as hypothesis
 from pyautoattack import AutoAttack
-from pyautoattack.autopgd_base import APGDAttack
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_projections import projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from isorepro import attacks, data, ensemble, robustness
 from isorepro.errors import InputError
 from isorepro.models import Stack
-from isorepro.training import TrainedModel, TrainingConfig
+from isorepro.training import TrainedModel, TrainingConfig, train
 
 Images = tuple[Tensor, Tensor]
 SHORT = {"iterations": 8, "queries": 60}
@@ -205,6 +205,34 @@ def test_below_four_classes_the_ensemble_and_the_ratio_are_refused(classes: int)
         ensemble.autoattack(model, images, labels, epsilon=0.1)
     with pytest.raises(InputError, match=rf"difference-of-logits ratio needs at least 4 classes, not {classes}"):
         attacks.dlr(model, images, labels)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_fewer_than_four_classes_curves_take_the_attacks_that_are_defined(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def few(seed: int) -> data.Dataset:
+        images = torch.rand(90, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+        labels = torch.arange(90) % classes
+        images[:, 0, 0] = nn.functional.one_hot(labels, 6) * 0.3
+        names = tuple(f"class {number}" for number in range(classes))
+        return data.Dataset("few", images[:60], labels[:60], images[60:], labels[60:], names)
+
+    def undefined(*args: object) -> None:
+        raise AssertionError("the targeted ratio needs four logits")
+
+    monkeypatch.setitem(data.DATASETS, "few", few)
+    monkeypatch.setattr(APGDAttack_targeted, "attack_single_run", undefined)
+    trained = train(TrainingConfig(dataset="few", epochs=40, batch_size=20, width=20, depth=1, device="cpu"))
+    radii = {"epsilons": [0.01, 0.1, 0.4], "images": 30}
+    table = ensemble.curves(trained, None, **radii, pgd_steps=5, **SHORT)
+    assert ensemble.DLR_PGD not in set(table["attack"])
+    wide = table[table["protocol"] == robustness.CORRECTED].pivot(
+        index="epsilon", columns="attack", values="accuracy"
+    )
+    assert wide[ensemble.AUTOATTACK].max() > wide[ensemble.AUTOATTACK].min() == 0
+    assert (wide[ensemble.AUTOATTACK].dropna() <= wide[robustness.PGD].dropna() + 1e-9).all()
+    assert (wide[ensemble.WORST_CASE].dropna() <= wide[ensemble.AUTOATTACK].dropna() + 1e-9).all()
 
 
 def test_four_classes_are_enough() -> None:
