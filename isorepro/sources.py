@@ -35,7 +35,7 @@ LOADED: dict[str, bytes] = {}
 """Module → its source as it was last loaded in this process."""
 
 RELOADED: list[str] = []
-"""Modules that were loaded anew with another source."""
+"""Modules that were loaded once more, in order."""
 
 READ: dict[tuple[str, str], str] = {}
 """(module of yours, file that its code opened to read) → digest of the file when it was last opened."""
@@ -43,7 +43,11 @@ READ: dict[tuple[str, str], str] = {}
 _KINDS = ("stdlib", "platstdlib", "purelib", "platlib")
 _INSTALLED = tuple(f"{sysconfig.get_path(kind)}{os.sep}" for kind in _KINDS)
 _OWN = Path(__file__).parent
-_OF_THE_SYSTEM = (*_INSTALLED, "/proc/", "/sys/", "/dev/", "/etc/", f"{Path.home()}{os.sep}.")
+_OF_THE_SYSTEM = (
+    *(*_INSTALLED, "/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/", "/usr/lib/", "/System/", "/Library/"),
+    *(f"{sys.prefix}{os.sep}{folder}{os.sep}" for folder in ("etc", "lib", "share")),
+    f"{Path.home()}{os.sep}.",
+)
 
 
 class _Loader(SourceFileLoader):
@@ -53,11 +57,16 @@ class _Loader(SourceFileLoader):
         return {**found, "mtime": int(found["mtime"] * 1e6)}
 
     def exec_module(self, module: ModuleType) -> None:
-        source = self.get_data(self.path)
-        if LOADED.get(module.__name__, source) != source:
+        if module.__name__ in LOADED:
             RELOADED.append(module.__name__)
-        _remember(module.__name__, source)
-        super().exec_module(module)
+        _remember(module.__name__, self.get_data(self.path))
+        try:
+            super().exec_module(module)
+        except BaseException:
+            LOADED[module.__name__] = b""  # part of it, and of what was there before
+            raise
+        finally:
+            _since[module.__name__] = len(RELOADED)
 
 
 class _Finder:
@@ -97,6 +106,9 @@ def _remember(name: str, source: bytes) -> None:
         sys.addaudithook(_notice)
 
 
+_since: dict[str, int] = {}
+"""Module → how many of :data:`RELOADED` were so by the time that it was loaded last."""
+
 _notices: list[Any] = []
 _busy = threading.local()
 
@@ -111,7 +123,7 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
     # Of the modules kept in mind the one whose code is nearest. What the library opens, it verifies itself.
     frame: FrameType | None = sys._getframe(1)
     name = ""
-    while frame and (name := frame.f_globals.get("__name__", "")) not in LOADED.keys() - {__name__}:
+    while frame and ((name := frame.f_globals.get("__name__", "")) not in LOADED or name == __name__):
         # To show a line of source, not to compute.
         frame = None if name == "linecache" else frame.f_back
     if not frame or is_ours(name):
@@ -229,7 +241,11 @@ def reach(roots: Iterable[str], *, disk: bool = False, script: str = "", beside:
         importer, dotted, least = todo.pop()
         found = list(_modules(dotted, named, str(beside) if beside else None))
         for name, spec in found:
-            if name in texts or name in NOT_NUMERICAL:
+            if name in NOT_NUMERICAL:
+                continue
+            if not disk and importer in LOADED and name in RELOADED[_since.get(importer, 0) :]:
+                doubts.append(f"{importer} may hold what {name} was before it was reloaded: reload {importer} too")
+            if name in texts:
                 continue
             if not _is_source(spec.origin):
                 if spec.has_location:
@@ -356,7 +372,10 @@ def _parsed(source: bytes, name: str, package: str) -> _Text:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, package)
+                try:
+                    base = importlib.util.resolve_name("." * node.level + base, package)
+                except ImportError as error:
+                    raise InputError(f"{name}, line {node.lineno}: {error}") from None
             imports += [(f"{base}.{alias.name}", base.count(".") + 1) for alias in node.names]
             known |= {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

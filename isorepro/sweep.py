@@ -92,7 +92,7 @@ def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> 
         jobs: processes to compute in; None for what the runner gives this notebook, else :func:`default_jobs`.
     """
     _reach.cache_clear()
-    keys = [model_key(config) for config in configs]
+    keys = [_model_key(config) for config in configs]
     wanted = dict(zip(keys, configs, strict=True))
     tasks: dict[str, Task] = {key: (train, (config,), {}) for key, config in wanted.items()}
     models = _results(
@@ -181,6 +181,11 @@ def model_key(config: TrainingConfig) -> str:
         InputError: its dataset was added by a function that no module holds, or its code cannot be followed.
         DataError: a file that its dataset or method says it reads is missing.
     """
+    _reach.cache_clear()
+    return _model_key(config)
+
+
+def _model_key(config: TrainingConfig) -> str:
     return _digest(config.identity(), _reach(_modules_of(config)).fingerprint, library_versions())
 
 
@@ -269,7 +274,7 @@ def _measure_key(
 ) -> str:
     name = _name_of(function, "measure")
     # Of the weights too: what is measured may have been trained before its code was loaded anew, or changed since.
-    made = [(model_key(model.config), _weights(model)) if model else None for model in models]
+    made = [(_model_key(model.config), _weights(model)) if model else None for model in models]
     try:
         code = _reach(_modules_measured(models, function, parameters)).fingerprint
         return _digest(*made, name, parameters, code, library_versions())
@@ -651,7 +656,7 @@ def _state_digest(state: dict[str, torch.Tensor], about: str) -> str:
 
 
 def _write_table(path: Path | None, table: pd.DataFrame) -> pd.DataFrame:
-    """Write a table, if it is to be kept; return it as it will be read, so that kept and fresh ones are the same."""
+    """Write a table, if it is to be kept, and return it as it will be read: fresh as well as kept."""
     columns = json.dumps(table.to_dict("list"))
     envelope = {"sha256": hashlib.sha256(columns.encode()).hexdigest(), "columns": columns}
     if path:
