@@ -42,7 +42,6 @@ READ: dict[tuple[str, str], str] = {}
 
 _KINDS = ("stdlib", "platstdlib", "purelib", "platlib")
 _INSTALLED = tuple(f"{sysconfig.get_path(kind)}{os.sep}" for kind in _KINDS)
-_OWN = Path(__file__).parent
 _OF_THE_SYSTEM = (
     *(*_INSTALLED, "/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/", "/usr/lib/", "/System/", "/Library/"),
     *(f"{sys.prefix}{os.sep}{folder}{os.sep}" for folder in ("etc", "lib", "share")),
@@ -131,7 +130,8 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
     _busy.looking = True
     try:
         found = Path(path).absolute()
-        if found.is_file() and not _is_installed(str(found)) and not found.is_relative_to(_OWN):
+        own = [place for package in FOLLOWED for place in getattr(sys.modules.get(package), "__path__", [])]
+        if found.is_file() and not _is_installed(str(found)) and not any(map(found.is_relative_to, own)):
             READ[name, str(found)] = _content(found)
     except OSError:
         pass  # whoever opens it is told
@@ -202,7 +202,9 @@ class Reach:
         """Return why a result that was computed in this process must not be kept; nothing if it may be."""
         told = [f"{name} was changed while it was computed" for name in self.stale()]
         places = {name: str(spec.origin) for name in self.code if (spec := _spec(name))}
-        known = {_path(places[name], file): digest for (name, file), digest in self.files.items()}
+        known = {
+            _path(places[name], file): digest for (name, file), digest in self.files.items() if name in places
+        }
         for (name, path), digest in READ.items():
             if name not in self.code or path in places.values():
                 continue
