@@ -217,6 +217,9 @@ def _added_datasets() -> dict[str, Callable[[int], data.Dataset]]:
     return {name: make for name, make in data.DATASETS.items() if not sources.is_ours(make.__module__)}
 
 
+_SHIPPED = {name: make for name, make in data.DATASETS.items() if sources.is_ours(make.__module__)}
+
+
 def _name_of(function: Callable[..., Any], what: str) -> str:
     """Return the full name of a function that a module holds: what wraps it, or is bound in it, comes of its code.
 
@@ -259,7 +262,8 @@ def _as_asked(
             f"{', '.join(stale)}: other code is loaded where this is computed than where it was asked for; what "
             "is finished is kept: start again from one state of the code"
         )
-    data.DATASETS.update(added)
+    # A worker may also know, in the place of one of ours, what an earlier sweep had added.
+    data.DATASETS.update(_SHIPPED | added)
     return function(*args, **parameters), reached.faults()
 
 
@@ -334,7 +338,7 @@ def _compare(wanted: Mapping[str, str], found: Mapping[str, str] | Exception, pl
 def _weights(trained: TrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in trained.model.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

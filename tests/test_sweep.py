@@ -759,9 +759,11 @@ def test_a_dataset_that_a_measurement_is_told_by_name_is_part_of_its_key(mine: A
     assert told - other == {mine.__name__}
 
 
-def test_a_worker_with_other_code_does_not_compute(mine: Any) -> None:
+def test_a_worker_with_other_code_does_not_compute_and_one_with_other_datasets_forgets_them(mine: Any) -> None:
     reach = sources.reach(["points_of_mine"])
-    assert sweep._as_asked(reach, {}, len, "ab") == (2, [])
+    data.DATASETS["torus"] = mine.spots
+    (dataset, faults) = sweep._as_asked(reach, {}, data.load, "torus")
+    assert (dataset.name, faults) == ("torus", [])
     other = {**reach.code, "helper_of_mine": ("another", "code")}
     with pytest.raises(InputError, match=r"^helper_of_mine: other code is loaded"):
         sweep._as_asked(replace(reach, code=other), {}, len, "ab")
