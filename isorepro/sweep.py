@@ -263,7 +263,7 @@ def _as_asked(
             "is finished is kept: start again from one state of the code"
         )
     # A worker may also know, in the place of one of ours, what an earlier sweep had added.
-    data.DATASETS.update(_SHIPPED | added)
+    data.DATASETS.update({**_SHIPPED, **added})
     return function(*args, **parameters), reached.faults()
 
 
