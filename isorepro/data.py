@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
 import filelock
@@ -29,6 +29,8 @@ from torch import Tensor
 from isorepro import paths
 from isorepro.errors import DataError, InputError, unknown
 from isorepro.progress import tell
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 SILENCE = 30.0
 """Seconds without an answer after which a download is given up."""
@@ -524,6 +526,18 @@ def two_moons(seed: int) -> Dataset:
 
 def _angles(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return 2 * math.pi * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def reads(*files: str) -> Callable[[Function], Function]:
+    """Say which files a function of yours reads, so that a result is computed anew once one of them has changed.
+
+    As ``@reads("points.csv")`` above a dataset's function, a measurement, a training method or what these call;
+    other decorators may stand above it and below.
+
+    Args:
+        files: files or folders as text, from the folder of the function's module. They are read off the source.
+    """
+    return lambda function: function
 
 
 DATASETS: dict[str, Callable[[int], Dataset]] = {

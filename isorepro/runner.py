@@ -3,6 +3,7 @@
 Several runs may go on in one output folder at once: what one of them is at, the others wait for.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -15,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import filelock
 import nbformat
 import yaml
 
-from isorepro import cluster, paths, profiles, provenance
+from isorepro import cluster, paths, profiles, provenance, sources
 from isorepro.cluster import Slurm
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, digest
@@ -163,12 +163,17 @@ def _run_one(planned: Plan, notebook: str, key: str, desk: _Desk) -> bool:
         if _is_current(planned.folder, notebook, key):
             desk.end(notebook, "up to date, by another run")
             return False
-        record = _execute(planned.folder, notebook, planned.notebooks[notebook], desk, key[:ID])
+        values = planned.notebooks[notebook]
+        record = _execute(planned.folder, notebook, values, desk, key[:ID])
+        # Its kernel began later than the key was made, and may have loaded other code.
+        changed = notebook_key(notebook, values) != key
+        if changed or record["unkept"]:
+            why = "its code was changed while it ran" if changed else f"{record['unkept']} result(s) were not kept"
+            say(f"{notebook}: {why}: the next run does it again")
+        known = {"key": "" if changed or record["unkept"] else key, "id": key[:ID]}
         paths.write_atomically(
             _record_path(planned.folder, notebook),
-            json.dumps(
-                {"key": key, "id": key[:ID], "files": _file_digests(planned.folder, notebook), **record}, indent=1
-            ),
+            json.dumps({**known, "files": _file_digests(planned.folder, notebook), **record}, indent=1),
         )
         desk.end(notebook, f"done in {clock(record['wall_seconds'])}")
         return True
@@ -215,16 +220,19 @@ def outdated(planned: Plan) -> list[str]:
 
 def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     """Return a digest of all that decides a notebook's results: its cells, parameters, our code, versions."""
-    from isorepro.sweep import PACKAGE, library_versions
+    from isorepro.sweep import library_versions
 
     cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    sources = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
-    files = [(path.stem, path.stat()) for path in sorted(PACKAGE.glob("*.py"))]
-    code = _code_as_it_is(tuple((name, found.st_mtime_ns, found.st_size) for name, found in files))
+    texts = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
+    ours = [name for name in sources.modules() if name.removeprefix("isorepro.") not in ABOUT_RUNNING]
+    script = "\n".join(_plain(cell.source) for cell in cells if cell.cell_type == "code")
+    code = sources.reach(ours, disk=True, script=script, beside=profiles.NOTEBOOKS)
+    beside = sorted(path for kind in ("css", "js") for path in Path(__file__).parent.rglob(f"*.{kind}"))
+    looks = [(path.name, path.read_text()) for path in beside]
     versions = library_versions() | {name: version(name) for name in ("matplotlib", "pandas")}
     # Figures show what a parameter names in its order: {"b": 1, "a": 2} is not {"a": 2, "b": 1}.
     parameters = {name: json.dumps(value) for name, value in values.items()}
-    return digest([sources, parameters, code, versions])
+    return digest([texts, parameters, code.fingerprint, looks, versions])
 
 
 ABOUT_RUNNING = (
@@ -234,16 +242,19 @@ ABOUT_RUNNING = (
 """Modules that change no result of a notebook."""
 
 
-@lru_cache(maxsize=1)
-def _code_as_it_is(files: tuple[tuple[str, int, int], ...]) -> dict[str, str]:
-    """Return the fingerprint of each module of the package that may change a result.
+def _plain(cell: str) -> str:
+    """Return a code cell as plain Python; nothing of one that cannot run."""
+    try:
+        ast.parse(cell)
+    except SyntaxError:
+        from IPython.core.inputtransformer2 import TransformerManager  # as the kernel reads %magic and !command
 
-    Args:
-        files: name, time of the last change and size of each: once they are others, the code is read again.
-    """
-    from isorepro.sweep import source_fingerprint
-
-    return {name: source_fingerprint(f"isorepro.{name}") for name, *_ in files if name not in ABOUT_RUNNING}
+        cell = TransformerManager().transform_cell(cell)
+        try:
+            ast.parse(cell)
+        except SyntaxError:
+            return ""
+    return cell
 
 
 # Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too. Two
@@ -331,16 +342,16 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         executed: folder / "notebooks" / f"{notebook}.ipynb",
     }.items():
         _replace(product, target)
-    # A line for each sweep: how many results it had, and how many of them were kept from before.
+    # A line for each sweep: how many results it had, how many were kept from before, how many could not be kept.
     sweeps = [line.split() for line in (scratch / "kept").read_text().splitlines()]
+    counts = [sum(int(line[place]) for line in sweeps) for place in range(3)]
     shutil.rmtree(scratch)
     return {
         "parameters": dict(values),
         "started": began.isoformat(timespec="seconds"),
         "jobs": desk.jobs,
         "cluster": desk.scheduler is not None,
-        "results": sum(int(results) for results, _ in sweeps),
-        "kept": sum(int(kept) for _, kept in sweeps),
+        **dict(zip(("results", "kept", "unkept"), counts, strict=True)),
         "wall_seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_memory_mib": round(usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)),

@@ -1,21 +1,21 @@
 """Many configurations in parallel: each network trained once, each measurement made once, both kept.
 
-A result is kept under a key made of its configuration and of the source that computes it: a changed
-configuration or a changed line of numerical code is computed anew, an edit to a plot, a comment or a
-docstring is not. What is finished is written at once; an interrupted sweep goes on from there. Sweeps of several
-processes share the work: what one of them computes, another waits for, and nothing is computed twice. With
-ISOREPRO_CLUSTER the workers of a dask scheduler compute; results are kept here all the same.
+A result is kept under a key made of its configuration and of the code that computes it, as it is loaded
+(:mod:`isorepro.sources`): a changed configuration or a changed line of numerical code is computed anew, an edit to
+a plot, a comment or a docstring is not. What no key would tell apart is computed and not kept. What is finished is
+written at once; an interrupted sweep goes on from there. Sweeps of several processes share the work: what one of
+them computes, another waits for, and nothing is computed twice. With ISOREPRO_CLUSTER the workers of a dask
+scheduler compute; results are kept here all the same.
 """
 
-import ast
 import hashlib
-import inspect
 import itertools
 import json
 import math
 import multiprocessing
 import os
 import platform
+import sys
 import threading
 import time
 import warnings
@@ -34,7 +34,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from isorepro import cluster, data, hierarchy, methods, paths
+from isorepro import cluster, data, hierarchy, methods, paths, sources
 from isorepro.errors import InputError, unknown
 from isorepro.models import Stack
 from isorepro.progress import say, track
@@ -53,16 +53,15 @@ Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function with its positional and named arguments."""
 
 KEPT = "ISOREPRO_KEPT"
-"""Environment variable naming a file to which each sweep adds a line: how many results it has, how many kept."""
+"""Environment variable naming a file to which each sweep adds a line: how many results, kept, not to keep."""
 
 Result = TypeVar("Result")
 
-PACKAGE = Path(__file__).parent
+_TRAINING = train.__module__
+
 NUMERICAL_LIBRARIES = (
     *("gudhi", "numpy", "POT", "pyautoattack", "scikit-learn", "scipy", "torch", "torchvision", "umap-learn"),
 )
-NOT_NUMERICAL = ("cluster", "errors", "paths", "progress")
-"""Modules that numerical ones import but that change no number."""
 
 
 def grid(base: TrainingConfig, **values: Sequence[Any]) -> list[TrainingConfig]:
@@ -92,12 +91,14 @@ def train_all(configs: Sequence[TrainingConfig], *, jobs: int | None = None) -> 
         configs: any number; equal ones are trained once.
         jobs: processes to compute in; None for what the runner gives this notebook, else :func:`default_jobs`.
     """
-    keys = [model_key(config) for config in configs]
+    _reach.cache_clear()
+    keys = [_model_key(config) for config in configs]
     wanted = dict(zip(keys, configs, strict=True))
     tasks: dict[str, Task] = {key: (train, (config,), {}) for key, config in wanted.items()}
     models = _results(
         tasks,
         _Store("models", "safetensors", _read_model, _write_model),
+        {key: _reach(_modules_of(config)) for key, config in wanted.items()},
         jobs,
         what="networks trained",
         least=lambda left: min(_least_seconds(wanted[key]) for key in left),
@@ -143,11 +144,13 @@ def measure(
     if beside is not None and len(beside) != len(models):
         raise InputError(f"measure: needs as many networks beside as networks, {len(models)}, not {len(beside)}")
     given = [(model,) if beside is None else (model, beside[place]) for place, model in enumerate(models)]
-    configs = [[model.config if model else None for model in each] for each in given]
-    keys = [_measure_key(each, function, parameters) for each in configs]
+    _reach.cache_clear()
+    keys = [_measure_key(each, function, parameters) for each in given]
+    modules = [_modules_measured(each, function, parameters) for each in given]
+    reached = {key: _reach(each) for key, each in zip(keys, modules, strict=True)}
     tasks: dict[str, Task] = {key: (function, each, parameters) for key, each in zip(keys, given, strict=True)}
     store = _Store("tables", "json", _read_table, _write_table)
-    tables = _results(tasks, store, jobs, what=f"networks measured ({function.__name__})")
+    tables = _results(tasks, store, reached, jobs, what=f"networks measured ({function.__name__})")
     return _stacked(models, [tables[key] for key in keys])
 
 
@@ -175,87 +178,93 @@ def model_key(config: TrainingConfig) -> str:
     """Return the key under which the trained network of a config is kept.
 
     Raises:
-        InputError: its dataset was added by a function that no module holds.
+        InputError: its dataset was added by a function that no module holds, or its code cannot be followed.
+        DataError: a file that its dataset or method says it reads is missing.
     """
-    added = []
+    _reach.cache_clear()
+    return _model_key(config)
+
+
+def _model_key(config: TrainingConfig) -> str:
+    return _digest(config.identity(), _reach(_modules_of(config)).fingerprint, library_versions())
+
+
+def _modules_of(config: TrainingConfig) -> frozenset[str]:
+    """Return the modules from which all code of a training is reached."""
+    modules = {_TRAINING}
     if make := _added_datasets().get(config.dataset):
         _name_of(make, "dataset")
-        added = [_file_of(make)]
-    method = methods.Method.of(config.method, config.options).function
-    if method.__module__ != methods.__name__:
-        added.append(_source_of(method))
-    return _digest(config.identity(), _loaded_fingerprint("isorepro.training"), *added)
+        modules.add(make.__module__)
+    own, colon, _ = config.method.partition(":")
+    return frozenset(modules | ({own} if colon else set()))
+
+
+def _modules_measured(
+    models: Sequence[TrainedModel | None], function: Callable[..., Any], parameters: Mapping[str, Any]
+) -> frozenset[str]:
+    """Return the modules from which all code of a measurement is reached, and of the datasets it is told."""
+    text = json.dumps(parameters)
+    told = [make.__module__ for name, make in _added_datasets().items() if json.dumps(name) in text]
+    return frozenset({function.__module__, *told}).union(*[_modules_of(model.config) for model in models if model])
+
+
+_reach = lru_cache(maxsize=100)(sources.reach)
+"""Of the same modules for each of many networks; cleared when a sweep begins, since code may be loaded anew."""
 
 
 def _added_datasets() -> dict[str, Callable[[int], data.Dataset]]:
     """Return the datasets that came to :data:`isorepro.data.DATASETS` from outside the package."""
-    return {name: make for name, make in data.DATASETS.items() if make.__module__ != data.__name__}
+    return {name: make for name, make in data.DATASETS.items() if not sources.is_ours(make.__module__)}
+
+
+_SHIPPED = {name: make for name, make in data.DATASETS.items() if sources.is_ours(make.__module__)}
 
 
 def _name_of(function: Callable[..., Any], what: str) -> str:
-    """Return the full name of a function that a module holds, so that a changed one can be told from the old one.
+    """Return the full name of a function that a module holds: what wraps it, or is bound in it, comes of its code.
 
     Raises:
-        InputError: no module holds it.
+        InputError: no module holds it, or another under its name.
     """
-    name = f"{function.__module__}.{getattr(function, '__qualname__', '<no name>')}"
-    if function.__module__ == "__main__" or "<" in name:
-        raise InputError(f"{what}: {name} must be a function of a module, so that its results can be kept")
-    return name
+    module = str(getattr(function, "__module__", None))
+    path = str(getattr(function, "__qualname__", "<no name>"))
+    held: Any = sys.modules.get(module)
+    for part in path.split("."):
+        held = getattr(held, part, None)
+    if module == "__main__" or held is None:
+        raise InputError(
+            f"{what}: {module}.{path} must be a function of a module, so that its results can be kept; "
+            "a function that wraps another has its name by functools.wraps"
+        )
+    if held is not function:
+        raise InputError(f"{what}: {module}.{path} is another function than the one given: import its module anew")
+    return f"{module}.{path}"
 
 
-def _source_of(function: Callable[..., Any]) -> str:
-    """Return what stands for the code of a function and of all it may call in this package."""
-    if function.__module__.startswith("isorepro."):
-        return _loaded_fingerprint(function.__module__)
-    everything = sorted(path.stem for path in PACKAGE.glob("*.py"))
-    return _digest(_file_of(function), [_loaded_fingerprint(f"isorepro.{m}") for m in everything])
-
-
-def _file_of(function: Callable[..., Any]) -> str:
-    return Path(inspect.getfile(function)).read_text()
-
-
-def _with_datasets(
+def _as_asked(
+    reached: sources.Reach,
     added: Mapping[str, Callable[[int], data.Dataset]],
     function: Callable[..., Any],
     /,
     *args: Any,
     **parameters: Any,
-) -> Any:
-    """Call a function in a process that may not know yet which datasets were added in the one that asks."""
-    data.DATASETS.update(added)
-    return function(*args, **parameters)
+) -> tuple[Any, list[str]]:
+    """Call a function in a process that may know other datasets than the one that asks, or have other code.
 
+    Returns:
+        The result, and why it must not be kept; nothing if it may be.
 
-@lru_cache
-def _loaded_fingerprint(module: str) -> str:
-    """Return :func:`source_fingerprint` as it was when first asked for.
-
-    A process goes on with the code that it has loaded; and to read it for each of many networks takes seconds.
+    Raises:
+        InputError: this process has other code.
     """
-    return source_fingerprint(module)
-
-
-def source_fingerprint(module: str, package: Path = PACKAGE) -> str:
-    """Return a digest of the code of one module of the package and of all it imports from the package.
-
-    Comments, docstrings and layout do not count; the versions of the numerical libraries do.
-
-    Args:
-        module: its dotted name, such as "isorepro.training".
-        package: the folder of the package.
-    """
-    code: dict[str, str] = {}
-    todo = [module]
-    while todo:
-        name = todo.pop().partition(".")[2].partition(".")[0]
-        path = package / f"{name}.py"
-        if name in code or name in NOT_NUMERICAL or not path.is_file():
-            continue
-        code[name], imported = _parsed(path.read_text(), package.name)
-        todo += imported
-    return _digest(dict(sorted(code.items())), library_versions())
+    if stale := reached.stale():
+        raise InputError(
+            f"{', '.join(stale)}: other code is loaded where this is computed than where it was asked for; what "
+            "is finished is kept: start again from one state of the code"
+        )
+    # A worker may also know, in the place of one of ours, what an earlier sweep had added.
+    data.DATASETS.update({**_SHIPPED, **added})
+    return function(*args, **parameters), reached.faults()
 
 
 @cache
@@ -264,41 +273,15 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in NUMERICAL_LIBRARIES}
 
 
-@cache
-def _parsed(source: str, package: str) -> tuple[str, list[str]]:
-    """Return the code of a module without comments and docstrings, and what it imports from the package.
-
-    Kept by the source itself: modules share what they import, and to parse it for each takes seconds.
-    """
-    tree = ast.parse(source)
-    imported = _imports_from(tree, package)
-    return _code_of(tree), imported
-
-
-def _imports_from(tree: ast.Module, package: str) -> list[str]:
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return [name for name in names if name.startswith(f"{package}.")]
-
-
-def _code_of(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
-
-
 def _measure_key(
-    configs: Sequence[TrainingConfig | None], function: Callable[..., Any], parameters: dict[str, Any]
+    models: Sequence[TrainedModel | None], function: Callable[..., Any], parameters: dict[str, Any]
 ) -> str:
     name = _name_of(function, "measure")
-    source = _source_of(function)
+    # Of the weights too: what is measured may have been trained before its code was loaded anew, or changed since.
+    made = [(_model_key(model.config), _weights(model)) if model else None for model in models]
     try:
-        return _digest(*[model_key(config) if config else None for config in configs], name, parameters, source)
+        code = _reach(_modules_measured(models, function, parameters)).fingerprint
+        return _digest(*made, name, parameters, code, library_versions())
     except TypeError as error:
         raise InputError(f"measure: the parameters of {name} must be plain data: {error}") from None
 
@@ -309,12 +292,11 @@ def numerics() -> dict[str, str]:
 
     As it was when first asked for: a worker goes on with the code that it has loaded, whatever the files say now.
     """
-    sources = {path.stem: _code_of(ast.parse(path.read_text())) for path in PACKAGE.glob("*.py")}
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **library_versions(),
         "device": resolve_device("auto").type,
-        "code of isorepro": _digest({k: v for k, v in sources.items() if k not in NOT_NUMERICAL})[:12],
+        "code of isorepro": _digest(sources.reach(sources.modules()).fingerprint)[:12],
     }
 
 
@@ -353,6 +335,13 @@ def _compare(wanted: Mapping[str, str], found: Mapping[str, str] | Exception, pl
         )
 
 
+def _weights(trained: TrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in trained.model.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -364,7 +353,7 @@ class _Store(Generic[Result]):
     folder: str
     suffix: str
     read: Callable[[Path], Result | None]
-    write: Callable[[Path, Result], Result]
+    write: Callable[[Path | None, Result], Result]
 
     def path(self, key: str) -> Path:
         return paths.output() / "cache" / self.folder / f"{key}.{self.suffix}"
@@ -380,44 +369,75 @@ class _Store(Generic[Result]):
 def _results(
     tasks: Mapping[str, Task],
     store: _Store[Result],
+    reached: Mapping[str, sources.Reach],
     jobs: int | None,
     *,
     what: str,
     least: Callable[[Sequence[str]], float] = lambda left: 0.0,
 ) -> dict[str, Result]:
-    """Return the result of each task, kept or computed; ``least``: keys → seconds that each takes at least."""
+    """Return the result of each task, kept or computed.
+
+    Args:
+        tasks, store, jobs: as for :func:`_shared`.
+        reached: key → what the result follows.
+        what: what is done, for a line of progress.
+        least: keys → seconds that each takes at least.
+    """
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs: must be at least 1, not {jobs}")
     # Looked at before they are read: what another process writes from now on is told by its time.
     seen = {key: _changed(store.path(key)) for key in tasks}
-    found = {key: kept for key in tasks if (kept := store.read(store.path(key))) is not None}
-    todo = {key: task for key, task in tasks.items() if key not in found}
+    unkept = {key: reached[key].doubts for key in tasks if reached[key].doubts}
+    _say_why(unkept, "will not be kept")
+    paths_of = {key: store.path(key) for key in tasks if key not in unkept}
+    found = {key: kept for key, path in paths_of.items() if (kept := store.read(path)) is not None}
+    before = f", {len(found)} kept from before" if found else ""
+    added = _added_datasets()
+    todo: dict[str, Task] = {
+        key: (partial(_as_asked, reached[key], added, function), args, given)
+        for key, (function, args, given) in tasks.items()
+        if key not in found
+    }
+    # In this process, which alone has the code that was asked for.
+    here = {key: todo.pop(key) for key in unkept}
+    kept_before, faults = len(found), dict[str, Sequence[str]]()
+    computed = itertools.chain(
+        ((key, store.write(None, _one_thread(key, *task)[1][0])) for key, task in here.items()),
+        _shared(todo, store, seen, jobs, least(list(todo)) if todo else 0.0, faults),
+    )
+    if here or todo:
+        for key, result in track(computed, total=len(here) + len(todo), what=f"{what}{before}"):
+            found[key] = result
+    _say_why(faults, "are not kept")
     if KEPT in os.environ:
         with Path(os.environ[KEPT]).open("a") as file:
-            file.write(f"{len(tasks)} {len(found)}\n")
-    if added := _added_datasets():
-        todo = {
-            key: (partial(_with_datasets, added, function), args, given)
-            for key, (function, args, given) in todo.items()
-        }
-    if todo:
-        computed = _shared(todo, store, seen, jobs, least(list(todo)))
-        before = f", {len(found)} kept from before" if found else ""
-        for key, result in track(computed, total=len(todo), what=f"{what}{before}"):
-            found[key] = result
+            file.write(f"{len(tasks)} {kept_before} {len(unkept) + len(faults)}\n")
     return found
 
 
+def _say_why(unkept: Mapping[str, Sequence[str]], what: str) -> None:
+    for reason in dict.fromkeys(reason for reasons in unkept.values() for reason in reasons):
+        count = sum(reason in reasons for reasons in unkept.values())
+        say(f"{count} result(s) {what}: {reason}")
+
+
 def _shared(
-    tasks: dict[str, Task], store: _Store[Result], seen: Mapping[str, int], jobs: int | None, least: float
+    tasks: dict[str, Task],
+    store: _Store[Result],
+    seen: Mapping[str, int],
+    jobs: int | None,
+    least: float,
+    unkept: dict[str, Sequence[str]],
 ) -> Iterator[tuple[str, Result]]:
     """Yield (key, result) of each task, computed here or by another process, which holds its lock meanwhile.
 
     Args:
-        tasks: whose results were not there, or damaged, when their files were changed as in ``seen``.
+        tasks: of :func:`_as_asked`, whose results were not there, or damaged, when their files were changed as in
+            ``seen``.
         store: of the results.
         seen: key → as from :func:`_changed`.
         jobs, least: as for :func:`_finished`.
+        unkept: key → why its result must not be kept; added to.
     """
     locks: dict[str, filelock.FileLock] = {}
     by_others: deque[tuple[str, Result]] = deque()
@@ -445,8 +465,9 @@ def _shared(
                     yield key, task
 
         try:
-            for key, result in _finished(claimed(), len(waiting), jobs, least):
-                kept = store.write(store.path(key), result)
+            for key, (result, faults) in _finished(claimed(), len(waiting), jobs, least):
+                kept = store.write(None if faults else store.path(key), result)
+                unkept |= {key: faults} if faults else {}
                 locks.pop(key).release()
                 yield key, kept
                 while by_others:
@@ -518,7 +539,10 @@ def _finished(
         started = time.monotonic()
         yield _one_thread(key, *task)
         done, each = done + 1, max(least, time.monotonic() - started)
-    _workers_run.append(True)
+    if _workers_run and _workers_run[-1] != len(sources.RELOADED):
+        # What is loaded anew here, they have loaded as it was.
+        joblib.externals.loky.get_reusable_executor().shutdown()
+    _workers_run.append(len(sources.RELOADED))
     # A worker whose memory grew, by a dataset or a library, is replaced by a new one: nothing is lost.
     warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     parallel = joblib.Parallel(n_jobs=max(1, min(allowed, total - done)), return_as="generator_unordered")
@@ -556,8 +580,8 @@ def _away(
         return _one_thread(key, function, args, parameters)
 
 
-_workers_run: list[bool] = []
-"""Not empty once this process has started workers, which then stay."""
+_workers_run: list[int] = []
+"""Not empty once this process has started workers, which then stay: how much code had been loaded anew by then."""
 
 
 def _one_thread(
@@ -591,7 +615,9 @@ _watched: list[bool] = []
 """Not empty once this worker watches its parent."""
 
 
-def _write_model(path: Path, trained: TrainedModel) -> TrainedModel:
+def _write_model(path: Path | None, trained: TrainedModel) -> TrainedModel:
+    if path is None:
+        return trained
     # Clones, since safetensors takes no tensor twice and a shared head is in the state once for each level.
     state = {name: tensor.clone().contiguous() for name, tensor in trained.model.state_dict().items()}
     about = json.dumps(
@@ -633,11 +659,12 @@ def _state_digest(state: dict[str, torch.Tensor], about: str) -> str:
     return hashlib.sha256(safetensors.torch.save(state) + about.encode()).hexdigest()
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Write a table and return it as it will be read, so that kept and fresh results are the same."""
+def _write_table(path: Path | None, table: pd.DataFrame) -> pd.DataFrame:
+    """Write a table, if it is to be kept, and return it as it will be read: fresh as well as kept."""
     columns = json.dumps(table.to_dict("list"))
     envelope = {"sha256": hashlib.sha256(columns.encode()).hexdigest(), "columns": columns}
-    paths.write_atomically(path, json.dumps(envelope))
+    if path:
+        paths.write_atomically(path, json.dumps(envelope))
     return pd.DataFrame(json.loads(columns))
 
 

@@ -199,7 +199,7 @@ def start_odd_worker(machines: Machines, package: Path, **environment: str) -> t
 def test_a_worker_that_would_compute_something_else_is_refused_before_and_in_a_sweep(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    package = Path(shutil.copytree(sweep.PACKAGE, tmp_path / "isorepro"))
+    package = Path(shutil.copytree(paths.ROOT / "isorepro", tmp_path / "isorepro"))
     text = (package / "losses.py").read_text()
     assert "mse_loss(d_h, d_x" in text
     (package / "losses.py").write_text(text.replace("mse_loss(d_h, d_x", "mse_loss(d_h, 1 * d_x"))

@@ -652,6 +652,7 @@ def test_a_sweep_of_methods_is_trained_in_workers_kept_and_told_apart(
     assert len(set(keys)) == len(keys)
     path = tmp_path / "methods_outside.py"
     path.write_text(MINE.replace("share=0.1", "share=0.2"))
+    importlib.reload(mine)
     assert [sweep.model_key(config) == key for config, key in zip(configs, keys, strict=True)] == [True] * 6 + [
         False
     ] * 2

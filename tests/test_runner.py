@@ -149,6 +149,26 @@ def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path
     assert shown["peak_memory_gb"] == pytest.approx(manifest["notebooks"]["tiny"]["peak_memory_mib"] * 0.001048576)
 
 
+def test_a_module_beside_the_notebook_counts_and_if_it_is_edited_meanwhile_the_run_is_not_current(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = profiles.NOTEBOOKS / "mine.py"
+    edit = f"\n%pwd\nimport mine\nPath({str(mine)!r}).write_text('added = 3')"
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", BODY.format(folder=workspace) + edit)
+    planned = profiles.plan("quick")
+    keys = []
+    for text in ("added = 1", "added = 2  # so", "added = 2"):
+        mine.write_text(text)
+        keys.append(runner.notebook_key("tiny", planned.notebooks["tiny"]))
+    assert keys[0] != keys[1] == keys[2]
+    assert runner.run(planned)
+    assert "tiny: its code was changed while it ran: the next run does it again" in capsys.readouterr().err
+    assert runner.outdated(planned) == ["tiny"]
+    assert runner.run(planned)
+    assert runner.outdated(planned) == []
+    assert executions(workspace) == 2
+
+
 def test_a_run_tells_how_it_was_made(workspace: Path) -> None:
     body = (
         BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"

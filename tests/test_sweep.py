@@ -1,22 +1,26 @@
-import functools
+import copy
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import joblib
 import pandas as pd
 import pytest
 import torch
 
-from isorepro import data, ensemble, health, paths, robustness, stacks, sweep
-from isorepro.errors import InputError
+from isorepro import data, ensemble, health, paths, robustness, sources, stacks, sweep
+from isorepro.errors import DataError, InputError
 from isorepro.training import TrainedModel, TrainingConfig, train
 
 BASE = TrainingConfig(epochs=1, train_size=300, K=10.0, device="cpu")
@@ -221,7 +225,7 @@ def test_a_sweep_says_how_many_results_were_kept(
     monkeypatch.setenv(sweep.KEPT, str(tmp_path / "kept"))
     sweep.train_all(CONFIGS[:1], jobs=1)
     sweep.train_all(CONFIGS, jobs=1)
-    assert (tmp_path / "kept").read_text().splitlines() == ["1 0", "4 1"]
+    assert (tmp_path / "kept").read_text().splitlines() == ["1 0 0", "4 1 0"]
 
 
 def test_two_sweeps_at_once_compute_nothing_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,17 +355,122 @@ def test_a_damaged_table_is_said_and_measured_again(cache: Path, capsys: pytest.
     ],
 )
 def test_what_invalidates(
-    tmp_path: Path, file: str, old: str, new: str, trains_again: bool, measures_again: bool
+    monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, trains_again: bool, measures_again: bool
 ) -> None:
-    package = Path(shutil.copytree(sweep.PACKAGE, tmp_path / "isorepro"))
-    before = [sweep.source_fingerprint(f"isorepro.{m}", package) for m in ("training", "robustness")]
-    text = (package / file).read_text()
+    name = importlib.import_module(f"isorepro.{file.removesuffix('.py')}").__name__
+    before = [sources.reach([f"isorepro.{m}"]).fingerprint for m in ("training", "robustness")]
+    text = sources.LOADED[name].decode()
     # A text without such a place would let the test pass for nothing.
     text = text + "# " if old == "# " and old not in text else text
     assert old in text
-    (package / file).write_text(text.replace(old, new))
-    after = [sweep.source_fingerprint(f"isorepro.{m}", package) for m in ("training", "robustness")]
+    monkeypatch.setitem(sources.LOADED, name, text.replace(old, new).encode())
+    after = [sources.reach([f"isorepro.{m}"]).fingerprint for m in ("training", "robustness")]
     assert [a != b for a, b in zip(before, after, strict=True)] == [trains_again, measures_again]
+
+
+NESTED = {
+    "__init__.py": "from nested.named import value",
+    "named.py": "value = 1",
+    "start.py": "",
+    "deep/__init__.py": "from .again import shown",
+    "deep/again.py": "shown = 1",
+    "deep/far.py": "from ..beside import thing\ndef far(): from . import inner",
+    "deep/inner.py": "",
+    "deep/other.py": "",
+    "beside.py": "thing = 1",
+    "stars.py": "from nested.deep import *",
+    "types.py": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "reached"),
+    [
+        ("", ""),
+        ("import nested.deep.other", "deep deep.again deep.other"),
+        ("import nested.deep.other as o", "deep deep.again deep.other"),
+        ("from nested import beside", "beside"),
+        ("from nested.beside import thing", "beside"),
+        ("from .beside import *", "beside"),
+        ("from nested import value", ""),
+        ("from nested.deep import shown", "deep deep.again"),
+        ("from .deep import other as o, shown", "deep deep.again deep.other"),
+        ("def f():\n    import nested.deep.far", "deep deep.again deep.far deep.inner beside"),
+        ("if TYPE_CHECKING:\n    from .types import Some", "types"),
+        ("import nested\nnested.deep.other.f()", "deep deep.again deep.other"),
+        ("from nested import deep as d\nx = [d.other.f]", "deep deep.again deep.other"),
+        ("from .stars import *", "stars deep deep.again deep.far deep.inner deep.other beside"),
+        ("try:\n    import absent, torch\nexcept ImportError:\n    pass", ""),
+    ],
+)
+def test_a_changed_line_in_any_module_that_is_reached_changes_the_key_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reached: str
+) -> None:
+    folder = tmp_path / "nested"
+    for file, text in {**NESTED, "start.py": code}.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = sources.reach(["nested.start"])
+    assert before.doubts == ()
+    expected = {"nested", "nested.named", "nested.start", *(f"nested.{name}" for name in reached.split())}
+    assert before.code.keys() == expected
+    for file in NESTED:
+        path = folder / file
+        text = path.read_text()
+        path.write_text(f'"""A docstring."""\n\n{text}  # and a comment')
+        assert sources.reach(["nested.start"]).fingerprint == before.fingerprint
+        path.write_text(f"{text}\nadded = 1")
+        name = ".".join(("nested", *Path(file).with_suffix("").parts)).removesuffix(".__init__")
+        assert (sources.reach(["nested.start"]).fingerprint != before.fingerprint) == (name in expected), name
+        path.write_text(text)
+    assert "nested" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "code", ["import nested.absent", "from nested import absent", "from .absent import x", "from .. import x"]
+)
+def test_an_import_of_ours_that_leads_nowhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested" / "__init__.py").write_text("present = 1")
+    (tmp_path / "nested" / "start.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        InputError, match=r"nested.start needs .*, which is not found|nested.start, line 1: .*beyond"
+    ):
+        sources.reach(["nested.start"])
+
+
+REALLY_IMPORTED = """
+import importlib, json, sys
+from isorepro import sources
+found = {}
+for name in sys.argv[1:]:
+    for loaded in [loaded for loaded in sys.modules if sources.is_ours(loaded) and loaded != "isorepro.sources"]:
+        del sys.modules[loaded]
+    module = importlib.import_module(name)
+    if name.endswith(".training"):
+        module.train(module.TrainingConfig(dataset="torus", width=4, epochs=1, beta=1.0))
+    reach = sources.reach([name])
+    found[name] = [[loaded for loaded in sys.modules if sources.is_ours(loaded)], [*reach.code], reach.doubts]
+print(json.dumps(found))
+"""
+
+
+def test_a_key_tells_every_module_of_ours_that_is_imported() -> None:
+    computing = sorted({*sources.modules()} - sources.NOT_NUMERICAL, key=lambda name: name != "isorepro.training")
+    told = subprocess.run(
+        [sys.executable, "-c", REALLY_IMPORTED, *computing], check=True, capture_output=True, text=True
+    )
+    found = json.loads(told.stdout)
+    assert found.keys() == set(computing)
+    for name, (imported, reached, _) in found.items():
+        assert set(imported) - sources.NOT_NUMERICAL <= set(reached), name
+    # Of the first alone: what was loaded once more may differ.
+    assert found["isorepro.training"][2] == []
+    assert len(found["isorepro.training"][0]) > 6
 
 
 def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,11 +501,9 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
     assert len(keys | {sweep.model_key(config)}) == len(other) + 1
     before = sweep.model_key(config)
     monkeypatch.setattr(sweep, "version", lambda name: "another")
-    for kept in (sweep.library_versions, sweep._loaded_fingerprint):
-        kept.cache_clear()
+    sweep.library_versions.cache_clear()
     assert sweep.model_key(config) != before
-    for kept in (sweep.library_versions, sweep._loaded_fingerprint):
-        kept.cache_clear()
+    sweep.library_versions.cache_clear()
 
 
 def test_a_default_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,15 +556,217 @@ def test_a_dataset_added_from_outside_is_known_to_workers_and_a_changed_one_is_n
     assert sweep._workers_run
     assert all(map(same, models, here))
     assert len(sweep.measure(models, robustness.curves, epsilons=EPSILONS, pgd_steps=1, jobs=2)) > 0
-    key = sweep.model_key(configs[0])
-    path.write_text(SPOTS.replace("0.5", "0.6"))
-    assert sweep.model_key(configs[0]) != key
-    data.DATASETS["spots"] = lambda seed: importlib.import_module("spots_outside").spots(seed)
-    with pytest.raises(InputError, match=r"dataset: .*<lambda> must be a function of a module"):
-        sweep.train_all(configs)
-    data.DATASETS["spots"] = functools.partial(here.index)
-    with pytest.raises(InputError, match=r"dataset: .* must be a function of a module"):
-        sweep.train_all(configs)
+
+
+MINE = """
+from functools import lru_cache, partial, wraps
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import helper_of_mine
+from isorepro import data
+
+HERE = Path(__file__).parent
+MORE = 0
+
+
+def wrapped(function):
+    @wraps(function)
+    def call(seed):
+        return function(seed)
+
+    return call
+
+
+def bare(function):
+    return lambda seed: function(seed)
+
+
+@data.reads("points.csv")
+@lru_cache
+def spots(seed):
+    points = torch.tensor(pd.read_csv(HERE / "points.csv").to_numpy()).float()
+    labels = (points[:, 0] > helper_of_mine.EDGE + MORE).long()
+    return data.Dataset("spots", points, labels, points, labels, ("left", "right"))
+
+
+class Set:
+    def spots(self, seed):
+        return spots(seed)
+
+
+named = wrapped(spots)
+another = wrapped(spots)
+unnamed = bare(spots)
+partly = partial(spots)
+bound = Set().spots
+data.DATASETS["spots"] = spots
+
+
+def counts(model, name="spots"):
+    return pd.DataFrame({"right": [int(data.load(name).train_labels.sum())]})
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module of a user's own with a dataset that reads a file and a helper."""
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "points_of_mine.py").write_text(MINE)
+    (tmp_path / "helper_of_mine.py").write_text("EDGE = 0.5")
+    (tmp_path / "points.csv").write_text("x,y\n" + "".join(f"{x / 20},{x % 3}\n" for x in range(20)))
+    yield importlib.import_module("points_of_mine")
+    for name in ("points_of_mine", "helper_of_mine"):
+        sys.modules.pop(name, None)
+    for read in [read for read in sources.READ if read[0] == "points_of_mine"]:
+        del sources.READ[read]
+
+
+def rights(model: TrainedModel, jobs: int = 1) -> int:
+    """How many points are right of the edge, measured by the user's module."""
+    function = sys.modules["points_of_mine"].counts
+    return int(sweep.measure([model], function, jobs=jobs)["right"].item())
+
+
+SPOTTED = TrainingConfig(dataset="spots", width=2, depth=1, epochs=1, device="cpu")
+
+
+@pytest.mark.parametrize("file", ["points_of_mine.py", "helper_of_mine.py"])
+def test_code_edited_while_it_is_loaded_is_told_and_nothing_is_kept_until_it_is_reloaded(
+    mine: Any,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+) -> None:
+    in_workers(monkeypatch)
+    (model,) = sweep.train_all([SPOTTED], jobs=2)
+    assert (rights(model, jobs=2), len(files(cache))) == (9, 2)
+    text = (tmp_path / file).read_text()
+    (tmp_path / file).write_text(f"{text}  # a comment")
+    assert (rights(model), len(files(cache))) == (9, 2)
+    assert "not" not in capsys.readouterr().err
+    # As long as before, in the same second: bytecode of the old text is not taken for that of the new one.
+    (tmp_path / file).write_text(text.replace("MORE = 0", "MORE = .25").replace("EDGE = 0.5", "EDGE = 0.7"))
+    sweep.train_all([SPOTTED], jobs=2)
+    assert (rights(model, jobs=2), len(files(cache))) == (9, 2)
+    told = capsys.readouterr().err
+    assert told.count(f"1 result(s) will not be kept: {tmp_path / file} is not what was loaded: reload ") == 2
+    importlib.reload(sys.modules[Path(file).stem])
+    if file == "helper_of_mine.py":
+        assert (rights(model), len(files(cache))) == (9, 2)
+        assert "points_of_mine may hold what helper_of_mine was before" in capsys.readouterr().err
+        importlib.reload(mine)
+    # By workers too, which had loaded what was there before.
+    (anew,) = sweep.train_all([SPOTTED], jobs=2)
+    assert (rights(anew, jobs=2), len(files(cache))) == (5 - (file == "points_of_mine.py") * 1, 4)
+    assert "not" not in capsys.readouterr().err
+
+
+def test_a_file_that_is_read_is_part_of_the_key_if_it_is_declared_and_else_nothing_is_kept(
+    mine: Any, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, key = tmp_path / "points.csv", sweep.model_key(SPOTTED)
+    (model,) = sweep.train_all([SPOTTED], jobs=1)
+    points = path.read_text()
+    path.write_text(points.replace("0.45", "0.95"))
+    # The function remembers what it has read.
+    assert (rights(model), len(files(cache))) == (9, 1)
+    assert (
+        f"1 result(s) are not kept: {path} was changed after points_of_mine had read it" in capsys.readouterr().err
+    )
+    mine.spots.cache_clear()
+    assert (rights(model), len(files(cache))) == (10, 2)
+    assert sweep.model_key(SPOTTED) != key
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{path}: No such file .*points_of_mine says that it reads it"):
+        sweep.train_all([SPOTTED])
+    path.write_text(points)
+    (tmp_path / "points_of_mine.py").write_text(MINE.replace('@data.reads("points.csv")\n', ""))
+    importlib.reload(mine)
+    sweep.train_all([SPOTTED], jobs=1)
+    assert len(files(cache)) == 2
+    assert f"points_of_mine reads {path} and does not say so, by data.reads" in capsys.readouterr().err
+    (tmp_path / "points_of_mine.py").write_text(MINE.replace('reads("points.csv")', "reads(HERE)"))
+    importlib.reload(mine)
+    with pytest.raises(InputError, match="reads must be given files as text"):
+        sweep.train_all([SPOTTED])
+
+
+def test_a_folder_that_is_read_counts_with_all_its_files(mine: Any, tmp_path: Path) -> None:
+    (tmp_path / "points_of_mine.py").write_text(MINE.replace('"points.csv")\n', '"points.csv", "more")\n'))
+    importlib.reload(mine)
+    (tmp_path / "more" / "inner").mkdir(parents=True)
+    keys = []
+    for name, text in (("a", "1"), ("inner/b", "1"), ("inner/b", "2")):
+        (tmp_path / "more" / name).write_text(text)
+        keys.append(sweep.model_key(SPOTTED))
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("named", "is another function than the one given"),
+        ("unnamed", "bare.<locals>.<lambda> must be a function of a module"),
+        ("partly", "must be a function of a module"),
+        ("bound", "points_of_mine.Set.spots is another function than the one given"),
+    ],
+)
+def test_a_function_that_its_module_does_not_hold_by_its_name_is_refused(mine: Any, name: str, fault: str) -> None:
+    data.DATASETS["spots"] = getattr(mine, name)
+    with pytest.raises(InputError, match=f"^dataset: .*{re.escape(fault)}"):
+        sweep.train_all([SPOTTED])
+    with pytest.raises(InputError, match=f"^measure: .*{re.escape(fault)}"):
+        sweep._measure_key([], getattr(mine, name), {})
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("importlib.import_module('helper_of_mine')", "points_of_mine calls importlib.import_module"),
+        ("exec('MORE = 0')", "points_of_mine calls exec"),
+        ("from isorepro_compiled import x", "isorepro_compiled is compiled"),
+    ],
+)
+def test_what_cannot_be_followed_is_computed_and_not_kept(
+    mine: Any, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str, fault: str
+) -> None:
+    shutil.copy(sys.modules["_json"].__file__, tmp_path / f"isorepro_compiled{EXTENSION_SUFFIXES[0]}")
+    text = f"{MINE}\nimport importlib\ndef never():\n    {code}\n"
+    (tmp_path / "points_of_mine.py").write_text(text)
+    importlib.reload(mine)
+    (model,) = sweep.train_all([SPOTTED], jobs=1)
+    assert (rights(model), len(files(cache))) == (9, 0)
+    assert capsys.readouterr().err.count(f"1 result(s) will not be kept: {fault}") == 2
+
+
+def test_what_is_measured_counts_with_its_weights(trained: TrainedModel) -> None:
+    key = sweep._measure_key([trained], robustness.curves, {})
+    changed = replace(trained, model=copy.deepcopy(trained.model))
+    assert sweep._measure_key([changed], robustness.curves, {}) == key
+    with torch.no_grad():
+        next(changed.model.parameters())[0] += 1
+    assert sweep._measure_key([changed], robustness.curves, {}) != key
+
+
+def test_a_dataset_that_a_measurement_is_told_by_name_is_part_of_its_key(mine: Any, trained: TrainedModel) -> None:
+    told, other = (sweep._modules_measured([trained], robustness.curves, {"x": [n]}) for n in ("spots", "spot"))
+    assert told - other == {mine.__name__}
+
+
+def test_a_worker_with_other_code_does_not_compute_and_one_with_other_datasets_forgets_them(mine: Any) -> None:
+    reach = sources.reach(["points_of_mine"])
+    data.DATASETS["torus"] = mine.spots
+    (dataset, faults) = sweep._as_asked(reach, {}, data.load, "torus")
+    assert (dataset.name, faults) == ("torus", [])
+    other = {**reach.code, "helper_of_mine": ("another", "code")}
+    with pytest.raises(InputError, match=r"^helper_of_mine: other code is loaded"):
+        sweep._as_asked(replace(reach, code=other), {}, len, "ab")
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
