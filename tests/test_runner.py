@@ -373,7 +373,7 @@ def test_a_notebook_without_parameters_is_refused(workspace: Path) -> None:
         (
             "count: int",
             "count: Integer",
-            r"count: the type 'Integer' is not known: use built-in types and Literal",
+            r"count: the type 'Integer' is not known: use built-in types, Literal and those of isorepro.profiles",
         ),
     ],
 )
