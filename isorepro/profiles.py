@@ -237,6 +237,9 @@ class Parameter:
             ) from None
         try:
             return wanted.validate_python(value, strict=True, context={**(above or {}), self.name: value})
+        except (NameError, KeyError) as error:
+            name = getattr(error, "name", None) or error.args[0]
+            raise InputError(f"{place}: {self.name}: its rule names '{name}', no parameter above it") from None
         except ValidationError as error:
             # Without the rules that stand in the annotation: the fault tells the one that was broken.
             kind = re.sub(r"Annotated\[(.+?), .*\)\]", r"\1", self.annotation)
