@@ -424,6 +424,8 @@ def _inside(region: np.ndarray) -> tuple[int, int] | None:
 
 def _positive_range(panel: pd.DataFrame) -> tuple[float, float]:
     """Return a range for a log axis: every mean, and of the intervals what is no more than a decade below."""
+    if panel["mean"].isna().all():
+        return 0.1, 10.0  # nothing is drawn
     lowest = float(panel["mean"].min())
     low = max(float(np.nanmin([panel["low"].min(), lowest])), lowest / 10)
     return low / 1.3, 1.3 * float(np.nanmax([panel["high"].max(), panel["mean"].max()]))
