@@ -649,7 +649,7 @@ def tree_effects(table: pd.DataFrame) -> pd.DataFrame:
     wide = table.pivot(index=[*by, "seed"], columns="network", values="value")
     difference = (wide[STACK] - wide[FLAT]).dropna().rename("value").reset_index()
     # Where no seed has an error, its distance is not defined, which is told as NaN.
-    every = wide.index.droplevel("seed").unique().to_frame(index=False)
+    every = wide.index.to_frame(index=False)[by].drop_duplicates()
     effects = every.merge(stats.over_seeds(difference, "value", by), how="left", on=by)
     others = difference[difference["tree"] != RANDOM]
     random = difference[difference["tree"] == RANDOM]

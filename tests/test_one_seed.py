@@ -6,15 +6,20 @@ The rows are those of one seed, and to compare of two, of the published run.
 import importlib.util
 import json
 import re
+import shlex
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import isorepro
+from markdown_it import MarkdownIt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
@@ -22,9 +27,11 @@ from matplotlib.text import Text
 from test_explorables import examples, maps
 
 from isorepro import (
+    book,
     boundary,
     claim_pages,
     claims,
+    cli,
     comparison,
     corruptions,
     explorables,
@@ -32,6 +39,7 @@ from isorepro import (
     method_plots,
     paths,
     plots,
+    profiles,
     robustness,
     stack_plots,
     stacks,
@@ -251,3 +259,37 @@ def test_captions_alternatives_and_words_say_what_is_not_defined(tmp_path: Path)
     counted = corruptions.changed(stats.paired_differences(means, "accuracy", ["corruption"], "network", "CE"))
     assert counted[["better", "worse"]].isna().all(axis=None)
     assert tables.dashed(f"{counted['better'].iloc[0]} of {counted['corruptions'].iloc[0]}") == "– of 16"
+
+
+def test_every_page_of_a_run_with_one_seed_says_so_and_shows_text_as_it_is() -> None:
+    text = "{1} {{2}} | `x` <b>"
+    planned = profiles.plan("smoke", overrides={"seeds": [3], "methods": {text: {}}})
+    assert book.NO_INTERVALS in book._banner(planned)
+    assert "{1} {{2}} | `x` &lt;b&gt;" in book._banner(planned)
+    assert book.NO_INTERVALS not in book._banner(profiles.plan("smoke"))
+    output = nbformat.v4.new_output("display_data", {"text/markdown": "correlation nan"})
+    cells = [
+        nbformat.v4.new_code_cell(metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(outputs=[output]),
+    ]
+    values = planned.notebooks["beyond_corruptions"]
+    record = {"parameters": values, "id": "0", "wall_seconds": 1.0, "cpu_seconds": 1.0}
+    page = book._as_page(nbformat.v4.new_notebook(cells=cells), "beyond_corruptions", planned, record)
+    _, table, note, code, provenance = page.cells
+    assert book.NO_INTERVALS in note.source
+    assert code.outputs[0].data["text/markdown"] == "correlation –"
+    shown = MarkdownIt().enable("table").parse(table.source)
+    codes = [part.content for token in shown for part in token.children or [] if part.type == "code_inline"]
+    assert codes[codes.index("methods") + 1] == json.dumps(values["methods"])
+    (again,) = re.findall("again: (`+) ?(.*?) ?\\1", provenance.source)
+    words = shlex.split(again[1])
+    given = cli._assignments([value for option, value in pairwise(words) if option == "-p"])
+    assert given == {"seeds": [3], "methods": {text: {}}}
+
+
+@pytest.mark.slow
+def test_a_page_whose_figures_have_sliders_is_made_with_one_seed(tmp_path: Path) -> None:
+    done = isorepro(tmp_path, "reproduce", "--only", "mnist_explorer", "-p", "seeds=[3]")
+    assert done.returncode == 0, done.stderr
+    (figure,) = tmp_path.rglob("weights.html")
+    assert "isorepro-explorable" in figure.read_text()

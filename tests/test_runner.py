@@ -149,6 +149,16 @@ def test_a_notebook_is_run_once_and_again_when_something_changed(workspace: Path
     assert shown["peak_memory_gb"] == pytest.approx(manifest["notebooks"]["tiny"]["peak_memory_mib"] * 0.001048576)
 
 
+def test_names_of_folders_and_text_values_are_no_format_strings(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOREPRO_OUTPUT", str(workspace / "{1} {names} {{0}} %s"))
+    planned = profiles.plan("quick", overrides={"names": ["{1}", "%s"]})
+    assert runner.run(planned)
+    assert (planned.folder / "results/tiny/numbers.json").is_file()
+    assert 'names = ["{1}", "%s"]' in (planned.folder / "notebooks/tiny.ipynb").read_text().replace('\\"', '"')
+
+
 def test_a_run_tells_how_it_was_made(workspace: Path) -> None:
     body = (
         BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"
