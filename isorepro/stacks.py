@@ -327,7 +327,7 @@ def cut_verdicts(
         cut = levels["accuracy"] >= least_accuracy
         kept = cut & (levels["spearman"] >= kept_spearman) & (levels["stress"] <= kept_stress)
         count, cuts, keeps = len(levels), int(cut.cumprod().sum()), int(kept.cumprod().sum())
-        if levels.isna().any(axis=None):
+        if levels[["accuracy", "spearman", "stress"]].isna().any(axis=None):
             verdict = "not defined"
         elif keeps == count:
             verdict = f"holds at all {count} levels" if count > 1 else "holds"
