@@ -72,13 +72,17 @@ def subset(dataset: str, part: Literal["train", "test"]) -> AfterValidator:
     """
 
     def check(size: int, info: ValidationInfo) -> int:
-        known = SIZES[(info.context or {}).get(dataset, dataset)]
-        classes, whole = known["classes"], known[part]
-        if not (classes <= size <= whole - classes or size == whole):
-            raise ValueError(f"must be from {classes}, one for each class, to {whole - classes}, or all {whole}")
+        _fits(size, (info.context or {}).get(dataset, dataset), part)
         return size
 
     return AfterValidator(check)
+
+
+def _fits(size: int, dataset: str, part: str) -> None:
+    known = SIZES[dataset.partition(" + ")[0]]  # a perturbed dataset has the size of the plain one
+    classes, whole = known["classes"], known[part]
+    if not (classes <= size <= whole - classes or size == whole):
+        raise ValueError(f"must be from {classes}, one for each class, to {whole - classes}, or all {whole}")
 
 
 def _rule(fulfilled: Callable[[Any], bool], wanted: str) -> AfterValidator:
@@ -114,6 +118,9 @@ def _families(given: list[dict[str, Any]]) -> None:
     from isorepro import comparison
     from isorepro.training import TrainingConfig
 
+    for family in given:
+        if [] in family.values() or (isinstance(family.get("options"), dict) and [] in family["options"].values()):
+            raise InputError(f"must not hold an empty list, as in {family}")
     configs = comparison.expanded(TrainingConfig(), given)
     _flat(configs)
     if not any(config.plain for config in configs):
@@ -129,6 +136,11 @@ def _flat(configs: Sequence[Any]) -> None:
             raise unknown("dataset", config.dataset, known)
         if config.hierarchy:
             raise InputError("must be flat networks, without a hierarchy")
+        if config.train_size and config.dataset.partition(" + ")[0] in SIZES:
+            try:
+                _fits(config.train_size, config.dataset, "train")
+            except ValueError as error:
+                raise InputError(f"train_size: {error}, not {config.train_size}") from None
 
 
 def _corruptions(given: list[str]) -> None:

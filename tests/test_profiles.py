@@ -41,9 +41,24 @@ def never(name: str, default: Any) -> list[Any]:
         case [list(), *_]:
             return [[], [[[0, 1], [3]]], [[[0, 0]]], [[0]], [[[-1]]]]
         case [dict(), *_]:
-            return [[], [{"nonsense": 1}], [{}, {}], [{"beta": 1.0}], [{}, {"options": 3}], [{}, {"epochs": 0}]]
+            return [
+                [],
+                [{"nonsense": 1}],
+                [{}, {}],
+                [{"beta": 1.0}],
+                [{}, {"options": 3}],
+                [{}, {"epochs": 0}],
+                [{}, {"beta": []}],
+            ]
         case dict():
-            fields: list[Any] = [{"nonsense": 1}, {"beta": -1.0}, {"method": "{1}"}, {"options": {"x": 1}}, {1: 2}]
+            fields: list[Any] = [
+                {"nonsense": 1},
+                {"beta": -1.0},
+                {"method": "{1}"},
+                {"train_size": 10**9},
+                {"options": {"x": 1}},
+                {1: 2},
+            ]
             return [default | {"mine": each} for each in [*fields, {"dataset": "none"}]]
     return [-1, "{1}"]
 
