@@ -1,12 +1,15 @@
 """Build the book of a run: the prose, the executed notebooks and their results, as pages that need no network."""
 
 import hashlib
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from isorepro.errors import InputError, NotebookError
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
 from isorepro.runner import alone
+from isorepro.tables import dashed
 
 SOURCES = paths.ROOT / "book"
 
@@ -135,14 +139,26 @@ def _launch_buttons(commit: str) -> dict[str, Any]:
 
 
 def _banner(planned: Plan) -> str:
-    if planned.overrides:
-        changed = ", ".join(f"{name} = {value}" for name, value in planned.overrides.items())
-        return f"A run with changed parameters ({changed}), profile “{planned.profile}”: not the published book."
-    return {
+    """Return what every page says of its run, as HTML; empty for the published one."""
+    told = {
         "paper": "",
         "quick": "Profile “quick”: few seeds and a short grid. The published book is built with profile “paper”.",
         "smoke": "Profile “smoke”: tiny data, to test the machinery. Its numbers mean nothing.",
-    }.get(planned.profile, f"Profile “{planned.profile}”")
+    }.get(planned.profile, f"Profile “{planned.profile}”.")
+    if planned.overrides:
+        changed = ", ".join(f"{name} = {value}" for name, value in planned.overrides.items())
+        told = f"A run with changed parameters ({changed}), profile “{planned.profile}”: not the published book."
+    if any("seeds" in _single(values) for values in planned.notebooks.values()):
+        told += f" {NO_INTERVALS}"
+    return html.escape(told, quote=False)
+
+
+NO_INTERVALS = "There is only one seed, and so there are no intervals."
+
+
+def _single(values: Mapping[str, Any]) -> list[str]:
+    """Return the parameters, by name, that hold a single seed where several would give intervals."""
+    return [name for name, value in values.items() if name.endswith("seeds") and len(value) == 1]
 
 
 def _as_page(
@@ -155,9 +171,14 @@ def _as_page(
         if cell.cell_type == "code":
             shown = "remove-cell" if {"parameters", "injected-parameters"} & set(tags) else "hide-input"
             cell.metadata["tags"] = [*tags, shown]
+            for found in cell.outputs:
+                if text := found.get("data", {}).get("text/markdown"):
+                    found.data["text/markdown"] = dashed(text)
         cells.append(cell)
         if "parameters" in tags:
             cells.append(nbformat.v4.new_markdown_cell(_parameter_table(name, record["parameters"])))
+            if single := _single(record["parameters"]):
+                cells.append(nbformat.v4.new_markdown_cell(_note(single)))
     cells.append(nbformat.v4.new_markdown_cell(_provenance(name, planned, record)))
     notebook.cells = cells
     for cell in cells:
@@ -166,16 +187,35 @@ def _as_page(
     return notebook
 
 
+def _note(single: list[str]) -> str:
+    return (
+        f":::{{note}}\n{NO_INTERVALS} (In {' and '.join(map(_code, single))}, a parameter of this run.) A mean is "
+        "that network’s own number, lines have no bands, and whether a difference is measurable stays open.\n:::"
+    )
+
+
+def _code(text: str) -> str:
+    """Return text as code in MyST, whatever it holds."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " * ("`" in text)
+    return f"{fence}{space}{text}{space}{fence}"
+
+
 def _parameter_table(notebook: str, values: dict[str, Any]) -> str:
+    shown = {
+        name: _code(json.dumps(value, ensure_ascii=False)).replace("|", "\\|") for name, value in values.items()
+    }
     rows = "\n".join(
-        f"| `{found.name}` | `{json.dumps(values[found.name])}` | {found.meaning} |"
-        for found in parameters(notebook).values()
+        f"| `{found.name}` | {shown[found.name]} | {found.meaning} |" for found in parameters(notebook).values()
     )
     return f":::{{dropdown}} Parameters of this run\n| name | value | meaning |\n|---|---|---|\n{rows}\n:::"
 
 
 def _provenance(notebook: str, planned: Plan, record: dict[str, Any]) -> str:
-    flags = "".join(f" -p {name}={json.dumps(value)}" for name, value in planned.overrides.items())
+    flags = "".join(
+        f" -p {shlex.quote(f'{name}={json.dumps(value, ensure_ascii=False)}')}"
+        for name, value in planned.overrides.items()
+    )
     command = f"isorepro reproduce --profile {planned.profile} --only {notebook}{flags}"
     address = os.environ.get(REPOSITORY)
     clone = f"!git clone -q {address} isorepro-clone\n%cd isorepro-clone\n%pip install -q -e ."
@@ -183,7 +223,7 @@ def _provenance(notebook: str, planned: Plan, record: dict[str, Any]) -> str:
     return (
         f"---\n\n{{download}}`This page as a notebook <{notebook}.ipynb>` · run `{record['id']}` with profile "
         f"`{planned.profile}` in {record['wall_seconds']:.0f} s (processor time {record['cpu_seconds']:.0f} s; "
-        f"networks and measurements kept from an earlier run cost nothing) · again: `{command}`"
+        f"networks and measurements kept from an earlier run cost nothing) · again: {_code(command)}"
     ) + (colab if address else "")
 
 

@@ -135,6 +135,9 @@ def list_() -> None:
         print(f"notebook {name}")
         for found in profiles.parameters(name).values():
             print(f"  {found.name}: {found.annotation} = {found.default!r}  {found.meaning}")
+    print("types of parameters")
+    for name, allowed in profiles.kinds().items():
+        print(f"  {name}: {allowed}")
 
 
 @app.command()

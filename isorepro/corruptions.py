@@ -572,13 +572,11 @@ def changed(differences: pd.DataFrame) -> pd.DataFrame:
             :data:`MEAN` among them or not.
 
     Returns:
-        One row per network: network, better and worse (corruptions whose 95 % interval lies above, or below, 0)
-        and corruptions (how many were tested).
+        One row per network: network, better and worse (corruptions whose 95 % interval lies above, or below, 0;
+        NA where there are no intervals, with a single seed) and corruptions (how many were tested).
     """
     each = differences[~differences["corruption"].isin([CLEAN, MEAN])]
-    counted: pd.DataFrame = (
-        each.assign(better=each["low"] > 0, worse=each["high"] < 0)
-        .groupby("network", sort=False)
-        .agg(better=("better", "sum"), worse=("worse", "sum"), corruptions=("better", "size"))
-    )
-    return counted.reset_index()
+    known = each["low"].notna()
+    better, worse = (found.astype("Int64").where(known) for found in (each["low"] > 0, each["high"] < 0))
+    counts = each[["network"]].assign(better=better, worse=worse, corruptions=1)
+    return counts.groupby("network", sort=False).sum(min_count=1).reset_index()

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class InputError(ValueError):
@@ -30,12 +30,20 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> InputError:
 def first_fault(error: ValidationError) -> str:
     """Return the first fault of a pydantic validation error as one line without a leading name."""
     fault = error.errors()[0]
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause)  # which has said it all
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
     hint = ""
     if isinstance(fault["input"], str) and fault["type"] in ("float_type", "int_type"):
         hint = " (in YAML write 1.0e-3, not 1e-3, for a number)"
     place = "".join(f"[{part}]" for part in fault["loc"] if isinstance(part, int))
     return f"{place + ': ' if place else ''}{message}, not {fault['input']!r}{hint}"
+
+
+Count = Annotated[int, Field(ge=1, description="a whole number above 0")]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number from 0 on")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 
 
 class Config(BaseModel):

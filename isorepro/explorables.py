@@ -51,8 +51,8 @@ def by_weight(
     Returns:
         ``weights`` (names), ``start`` (the place of the weight shown first), ``protocols`` (name and attacks),
         ``radii``, ``at`` (place of the radius), ``curves`` (for each protocol, attack, weight and radius: mean,
-        low, high), and, where given, ``map`` (16-bit coordinates) and ``images`` (8-bit pixels, the digits and
-        what they are taken for).
+        low, high; without an interval both ends are the mean), and, where given, ``map`` (16-bit coordinates) and
+        ``images`` (8-bit pixels, the digits and what they are taken for).
 
     Raises:
         ValueError: β = 0 is missing, or there is nothing beside it.
@@ -66,7 +66,12 @@ def by_weight(
         for protocol, group in drawn.groupby("protocol", sort=False)
     }
     cells = {
-        key: rows.set_index("epsilon").loc[radii, ["mean", "low", "high"]].round(4).to_numpy().tolist()
+        key: rows.set_index("epsilon")
+        .loc[radii, ["mean", "low", "high"]]
+        .ffill(axis=1)
+        .round(4)
+        .to_numpy()
+        .tolist()
         for key, rows in drawn.groupby(["protocol", "attack", "beta"])
     }
     found: dict[str, Any] = {

@@ -129,6 +129,10 @@ def stress(distances: Tensor, mapped: Tensor, scale: float | None = 1.0) -> floa
     return float(((scale * mapped - distances).square().sum() / power).sqrt())
 
 
+PRESERVED = ("spearman", "pearson", "stress", "scaled_stress", "scale")
+"""Names of the measures of :func:`distance_preservation`."""
+
+
 def distance_preservation(
     inputs: Tensor,
     representation: Tensor,

@@ -1,26 +1,223 @@
 """What a run is asked for: profiles, notebooks and their parameters, checked before anything runs."""
 
 import ast
-import builtins
 import hashlib
 import json
+import re
+import sys
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import nbformat
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.errors import PydanticSchemaGenerationError
 
 from isorepro import paths
-from isorepro.errors import InputError, first_fault, unknown
+from isorepro.errors import Count as Count
+from isorepro.errors import InputError, NotNegative, Positive, first_fault, unknown
 
 NOTEBOOKS = paths.ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
+
+Value = TypeVar("Value")
+
+SIZES = {
+    "mnist": {"classes": 10, "train": 60_000, "test": 10_000},
+    "mnist_validation": {"classes": 10, "train": 50_000, "test": 10_000},
+    "fashion_mnist": {"classes": 10, "train": 60_000, "test": 10_000},
+    "cifar10": {"classes": 10, "train": 50_000, "test": 10_000},
+    "linked_rings": {"classes": 2, "train": 200, "test": 400},
+    "torus": {"classes": 8, "train": 1600, "test": 1600},
+    "two_moons": {"classes": 2, "train": 200, "test": 400},
+}
+"""Of each dataset a notebook takes the number of classes and of examples, so that it need not be loaded."""
+
+
+def where(rule: str) -> AfterValidator:
+    """Return what demands that an expression be true, of the parameter's name and of those that stand above it."""
+
+    def check(value: Value, info: ValidationInfo) -> Value:
+        *above, _ = known = info.context or {}
+        if not eval(rule, {}, known):
+            others = [f"{name} = {known[name]!r}" for name in above if re.search(rf"\b{name}\b", rule)]
+            raise ValueError(f"must be such that {rule}" + f" ({', '.join(others)})" * bool(others))
+        return value
+
+    return AfterValidator(check)
+
+
+def among(name: str, *others: float) -> AfterValidator:
+    """Return what demands that a value, or each of a list, be one of those of a parameter above, or of others."""
+
+    def check(value: Value, info: ValidationInfo) -> Value:
+        allowed = [*others, *(info.context or {})[name]]
+        if not {*(value if isinstance(value, list) else [value])} <= {*allowed}:
+            raise ValueError(f"must be among {name}, {allowed}")
+        return value
+
+    return AfterValidator(check)
+
+
+def subset(dataset: str, part: Literal["train", "test"]) -> AfterValidator:
+    """Return what demands the size of a stratified subset (:func:`isorepro.data.stratified_indices`).
+
+    Args:
+        dataset: name of a dataset, or of the parameter above that holds it.
+        part: of its examples.
+    """
+
+    def check(size: int, info: ValidationInfo) -> int:
+        _fits(size, (info.context or {}).get(dataset, dataset), part)
+        return size
+
+    return AfterValidator(check)
+
+
+def _fits(size: int, dataset: str, part: str) -> None:
+    known = SIZES[dataset.partition(" + ")[0]]  # a perturbed dataset has the size of the plain one
+    classes, whole = known["classes"], known[part]
+    if not (classes <= size <= whole - classes or size == whole):
+        raise ValueError(f"must be from {classes}, one for each class, to {whole - classes}, or all {whole}")
+
+
+def _rule(fulfilled: Callable[[Any], bool], wanted: str) -> AfterValidator:
+    def check(value: Value) -> Value:
+        if not fulfilled(value):
+            raise ValueError(f"must {wanted}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _asked(ask: Callable[[Any], object]) -> AfterValidator:
+    """Return what asks the library, which refuses by an InputError."""
+
+    def check(value: Value) -> Value:
+        if str(NOTEBOOKS) not in sys.path:
+            sys.path.append(str(NOTEBOOKS))  # as in the kernel: where a method of the reader's own may lie
+        ask(value)
+        return value
+
+    return AfterValidator(check)
+
+
+def _settings(given: dict[str, dict[str, Any]]) -> None:
+    from isorepro import comparison
+    from isorepro.training import TrainingConfig
+
+    if given:
+        _flat(comparison.grid(TrainingConfig(), given, [0])[1])
+
+
+def _families(given: list[dict[str, Any]]) -> None:
+    from isorepro import comparison
+    from isorepro.training import TrainingConfig
+
+    for family in given:
+        if [] in family.values() or (isinstance(family.get("options"), dict) and [] in family["options"].values()):
+            raise InputError(f"must not hold an empty list, as in {family}")
+    configs = comparison.expanded(TrainingConfig(), given)
+    _flat(configs)
+    if not any(config.plain for config in configs):
+        raise InputError("must hold {}, cross-entropy, which the others are compared with")
+
+
+def _flat(configs: Sequence[Any]) -> None:
+    from isorepro import corruptions, data
+
+    for config in configs:
+        known = {**data.DATASETS, **corruptions.PERTURBED}
+        if config.dataset not in known:
+            raise unknown("dataset", config.dataset, known)
+        if config.hierarchy:
+            raise InputError("must be flat networks, without a hierarchy")
+        if config.train_size and config.dataset.partition(" + ")[0] in SIZES:
+            try:
+                _fits(config.train_size, config.dataset, "train")
+            except ValueError as error:
+                raise InputError(f"train_size: {error}, not {config.train_size}") from None
+
+
+def _corruptions(given: list[str]) -> None:
+    from isorepro.corruptions import PERTURBED
+
+    known = [name.removeprefix("mnist + ") for name in PERTURBED]
+    for name in given:
+        if name not in known:
+            raise unknown("corruption to train on", name, known)
+
+
+def _partition(classes: int) -> AfterValidator:
+    def check(levels: Any) -> None:
+        from isorepro import hierarchy
+
+        hierarchy.checked(levels, classes)
+
+    return _asked(check)
+
+
+_some = _rule(bool, "not be empty")
+_once = _rule(lambda values: len({*values}) == len(values), "not hold a value twice")
+_rising = _rule(lambda values: values == sorted({*values}), "increase from each to the next")
+
+Whole = Annotated[int, Field(ge=0, description="a whole number from 0 on")]
+Several = Annotated[int, Field(ge=2, description="a whole number from 2 on")]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 2³² − 1")]
+Seeds = Annotated[list[Seed], _some, _once, Field(description="different seeds, at least one")]
+Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+Correlation = Annotated[float, Field(ge=-1, le=1, description="a number from −1 to 1")]
+Radius = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1")]
+Radii = Annotated[list[Radius], _some, _rising, Field(description="radii, each larger than the one before")]
+Positives = Annotated[list[Positive], _some, _once, Field(description="different numbers above 0, at least one")]
+Values = Annotated[list[float], _some, _once, Field(description="different numbers, at least one")]
+L2Radii = Annotated[list[Positive], _some, _rising, Field(description="L2 radii, each larger than the one before")]
+IsometricWeights = Annotated[
+    list[NotNegative], _once, _rule(any, "hold a weight above 0"), Field(description="weights β, one above 0")
+]
+Weights = Annotated[
+    list[NotNegative],
+    _once,
+    _rule(lambda betas: 0 in betas and len(betas) > 1, "hold 0 and at least one weight above 0"),
+    Field(description="different weights β: 0, which is cross-entropy, and at least one above 0"),
+]
+TrainImages = Annotated[int, subset("mnist", "train"), Field(description="how many of MNIST’s training images")]
+TestImages = Annotated[int, subset("mnist", "test"), Field(description="how many of MNIST’s test images")]
+TorusPoints = Annotated[int, subset("torus", "test"), Field(description="how many of the torus’s 1,600 points")]
+Forms = Annotated[list[Literal["raw", "normalised"]], _some, _once, Field(description="raw, normalised or both")]
+Digits = Annotated[
+    list[list[list[int]]], _some, _partition(10), Field(description="levels of groups of the classes 0 to 9")
+]
+Pieces = Annotated[
+    list[list[list[int]]], _some, _partition(8), Field(description="levels of groups of the pieces 0 to 7")
+]
+Settings = Annotated[
+    dict[str, dict[str, Any]], _asked(_settings), Field(description="name → fields of a TrainingConfig")
+]
+Families = Annotated[
+    list[dict[str, Any]],
+    _asked(_families),
+    Field(description="fields of TrainingConfigs, a list for several values; one of them {}"),
+]
+Corruptions = Annotated[list[str], _once, _asked(_corruptions), Field(description="names of corruptions")]
+Severities = Annotated[
+    list[Annotated[int, Field(ge=1, le=5)]], _some, _rising, Field(description="whole numbers from 1 to 5")
+]
+
+
+def kinds() -> dict[str, str]:
+    """Return the types that annotate parameters, with what each allows."""
+    told = {name: getattr(kind, "__metadata__", ()) for name, kind in globals().items()}
+    return {
+        name: part.description
+        for name, parts in told.items()
+        for part in parts
+        if getattr(part, "description", "")
+    }
 
 
 @dataclass(frozen=True)
@@ -32,23 +229,33 @@ class Parameter:
     default: Any
     meaning: str
 
-    def check(self, value: Any, where: str) -> Any:
-        """Return the value if its type is the annotated one.
+    def check(self, value: Any, place: str, above: Mapping[str, Any] | None = None) -> Any:
+        """Return the value if it is what the annotation allows.
+
+        Args:
+            value: the value.
+            place: where it was given, for the message.
+            above: the values of the parameters above it.
 
         Raises:
-            InputError: naming the parameter, the value and the type wanted.
+            InputError: naming the parameter, the value and what is allowed.
         """
-        names = {"Literal": Literal, **vars(builtins)}
         try:
-            wanted: TypeAdapter[Any] = TypeAdapter(eval(self.annotation, names))
+            wanted: TypeAdapter[Any] = TypeAdapter(eval(self.annotation, dict(globals())))
         except (NameError, TypeError, PydanticSchemaGenerationError):
+            known = f"built-in types, Literal and those of isorepro.profiles ({', '.join(kinds())})"
             raise InputError(
-                f"{where}: {self.name}: the type '{self.annotation}' is not known: use built-in types and Literal"
+                f"{place}: {self.name}: the type '{self.annotation}' is not known: use {known}"
             ) from None
         try:
-            return wanted.validate_python(value, strict=True)
+            return wanted.validate_python(value, strict=True, context={**(above or {}), self.name: value})
+        except (NameError, KeyError) as error:
+            name = getattr(error, "name", None) or error.args[0]
+            raise InputError(f"{place}: {self.name}: its rule names '{name}', no parameter above it") from None
         except ValidationError as error:
-            raise InputError(f"{where}: {self.name} ({self.annotation}): {first_fault(error)}") from None
+            # Without the rules that stand in the annotation: the fault tells the one that was broken.
+            kind = re.sub(r"Annotated\[(.+?), .*\)\]", r"\1", self.annotation)
+            raise InputError(f"{place}: {self.name} ({kind}): {first_fault(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -127,7 +334,7 @@ def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | 
             run then has a folder of its own, so that the profile's results stay as they are.
 
     Raises:
-        InputError: unknown profile, notebook or parameter, or a value of the wrong type.
+        InputError: unknown profile, notebook or parameter, or a value that is not allowed.
     """
     if profile not in profile_names():
         raise unknown("profile", profile, profile_names())
@@ -147,10 +354,10 @@ def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | 
         for name in values:
             if name not in described:
                 raise unknown(f"parameter of notebook '{notebook}' in profile '{profile}'", name, described)
-        checked[notebook] = {
-            name: found.check(values.get(name, found.default), f"notebook '{notebook}'")
-            for name, found in described.items()
-        }
+        checked[notebook] = {}
+        for name, found in described.items():
+            value = values.get(name, found.default)
+            checked[notebook][name] = found.check(value, f"notebook '{notebook}'", checked[notebook])
     suffix = f"-{digest(overrides)[:8]}" if overrides else ""
     return Plan(profile, paths.output() / f"{profile}{suffix}", checked, len(chosen) == len(given), overrides)
 

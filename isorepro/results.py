@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from isorepro import paths, style
+from isorepro.tables import dashed
 
 RUN = "ISOREPRO_RUN"
 """Environment variable: the folder of the run that executes the notebook; ``_output/interactive`` without it."""
@@ -53,7 +55,7 @@ class Results:
         # Executed notebooks, and the pages made of them, lie beside the run's results.
         beside = run / "notebooks" if self._executed else Path.cwd()
         self.link = Path(os.path.relpath(self.folder, beside)).as_posix()
-        self._numbers: dict[str, float | int | str] = {}
+        self._numbers: dict[str, float | int | str | None] = {}
 
     def table(self, name: str, data: pd.DataFrame, shown: pd.DataFrame | None = None) -> Shown:
         """Write a tidy table and the run's id as ``<name>.csv``, floats in full precision; return it for display.
@@ -75,15 +77,22 @@ class Results:
     def numbers(self, **values: float | int | str) -> None:
         """Add named numbers to ``numbers.json``, from which the pages' prose takes them.
 
+        One that is not finite, such as the end of an interval over a single seed, is written as null.
+
         Raises:
             TypeError: a value that is not a number or text.
         """
         plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+        plain = {name: dashed(value) if isinstance(value, str) else value for name, value in plain.items()}
         for name, value in plain.items():
             if not isinstance(value, float | int | str):
                 raise TypeError(f"number '{name}': must be a number or text, not {type(value).__name__}")
-        self._numbers |= plain
-        paths.write_atomically(self.folder / "numbers.json", json.dumps(self._numbers, indent=1))
+        # JSON has no NaN and no infinity.
+        undefined = {
+            name: None for name, value in plain.items() if isinstance(value, float) and not math.isfinite(value)
+        }
+        self._numbers |= plain | undefined
+        paths.write_atomically(self.folder / "numbers.json", json.dumps(self._numbers, indent=1, allow_nan=False))
 
     def figure(
         self,
@@ -104,7 +113,8 @@ class Results:
             name: name of its files: ``<name>.svg``, ``.png``, ``.csv`` and, for other pages, ``.html``.
             draw: a function such as those of :mod:`isorepro.plots`.
             args, options: its arguments, without ``narrow``.
-            caption: what it shows, complete without the text around it; plain text.
+            caption: what it shows, complete without the text around it; plain text. A number that is not
+                defined, formatted as "nan", is shown as a dash, here and in ``alt``.
             alt: what one sees, for those who do not see it.
             data: the tidy table behind it, written as CSV.
             shown: the table shown under the figure, ready formatted; ``data`` without it.
@@ -130,7 +140,7 @@ class Results:
                 file = style.standalone(wide, kind, f"isorepro run {self._id}")
                 paths.write_atomically(self.folder / f"{name}.{kind}", file)
         self.table(name, data)
-        alt = html.escape(alt, quote=True)
+        caption, alt = html.escape(dashed(caption)), html.escape(dashed(alt), quote=True)
         images = "".join(
             f'<div class="isorepro-{width}" role="img" aria-label="{alt}">{svg}</div>'
             for width, svg in drawings.items()
@@ -142,7 +152,7 @@ class Results:
         markup = (
             f'<figure class="isorepro-figure" id="{identity}">'
             f"<style>{_LAYOUT}{style.dark_theme(f'#{identity}')}</style>"
-            f"{images}{turning or ''}{sliding or ''}<figcaption>{html.escape(caption)}</figcaption>"
+            f"{images}{turning or ''}{sliding or ''}<figcaption>{caption}</figcaption>"
             f'<p class="isorepro-links">Download: {links}</p>'
             '<details class="isorepro-data"><summary>The numbers behind the figure</summary>'
             f"{body}</details></figure>"
@@ -248,7 +258,7 @@ def _html_table(frame: pd.DataFrame, label: str) -> str:
         note = f'<p class="isorepro-links">The first 20 of {len(frame):,} rows; the CSV file has them all.</p>'
         frame = frame.head(20)
     with pd.option_context("display.max_colwidth", None):
-        table = frame.to_html(index=False, border=0, na_rep="–", justify="left")
+        table = dashed(frame.to_html(index=False, border=0, na_rep="–", justify="left"))
     for symbol, (kind, said) in {"✓": ("holds", "passed"), "✗": ("fails", "failed")}.items():
         mark = f'<span class="isorepro-{kind}" role="img" aria-label="{said}">{symbol}</span>'
         table = table.replace(f"<td>{symbol}", f"<td>{mark}")

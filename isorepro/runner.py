@@ -274,6 +274,8 @@ class Named(AsyncKernelManager):
         super().__init__(**given, transport="ipc", ip="@isorepro-" + uuid.uuid4().hex)
 
 given, executed, parameters, folder = sys.argv[1:]
+# Papermill takes the names of files for format strings.
+given, executed = (name.replace("{", "{{").replace("}", "}}") for name in (given, executed))
 with open(parameters) as file:
     values = yaml.safe_load(file)
 manager = {"kernel_manager_class": Named} if sys.platform == "linux" else {}

@@ -1,5 +1,6 @@
 """What stacked blocks do with a hierarchy of labels, level by level (claim C3), as tidy tables."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -40,6 +41,9 @@ def _held_out(trained: TrainedModel, tree: Nested | None, test_size: int | None)
 def _preservation(
     config: TrainingConfig, inputs: Tensor, representation: Tensor, labels: Tensor, pair_cap: int
 ) -> dict[str, tuple[float, float]]:
+    if not len(labels) or int(labels.bincount().max()) < 2:
+        # No two points of a group, so that nothing of this is defined.
+        return dict.fromkeys(geometry.PRESERVED, (math.nan, math.nan))
     return geometry.distance_preservation(
         inputs,
         representation,
@@ -68,7 +72,8 @@ def measures(
         One row per points (:data:`TRAINING`, :data:`HELD_OUT`, :data:`INNER`), level (from 1, coarse to fine) and
         measure, with its value: the accuracy of the level's own head, within its groups the measures of
         :func:`isorepro.geometry.distance_preservation` between the inputs and the level's representation (stress
-        with the config's representation_scale), and points_share (share of all points that were used).
+        with the config's representation_scale), and points_share (share of all points that were used). NaN is what
+        is not defined for lack of points.
     """
     config = trained.config
     whole, labels = _held_out(trained, None, test_size)
@@ -93,7 +98,10 @@ def measures(
             representation = torch.cat([model.representation(x) for x in inputs.split(1000)])
             found = _preservation(config, inputs, representation, own, pair_cap)
             values = {name: value for name, (value, _) in found.items()}
-            values |= {"accuracy": clean_accuracy(model, inputs, own), "points_share": share}
+            values |= {
+                "accuracy": clean_accuracy(model, inputs, own) if len(own) else math.nan,
+                "points_share": share,
+            }
             rows += [(kind, level + 1, name, value) for name, value in values.items()]
     return pd.DataFrame(rows, columns=["points", "level", "measure", "value"])
 
@@ -118,7 +126,7 @@ def piece_planes(trained: TrainedModel, *, nearest: int) -> pd.DataFrame:
     Returns:
         One row per level and point, of the inputs and of the level's representation: level, mapped (whether it is
         the representation), x, y (times the config's representation_scale) and angle (the point's second
-        coordinate, in radians).
+        coordinate, in radians). A group with fewer than two such points has one row, of NaN.
 
     Raises:
         InputError: the dataset has no two coordinates.
@@ -131,6 +139,10 @@ def piece_planes(trained: TrainedModel, *, nearest: int) -> pd.DataFrame:
     tables = []
     for level, (representation, _) in enumerate(trained.model.levels(whole.test_inputs)):
         members = inner[level] & (labels[level] == 0)
+        if members.sum() < 2:
+            nothing = pd.DataFrame({"x": [math.nan], "y": [math.nan], "level": [level + 1]})
+            tables += [nothing.assign(mapped=mapped, angle=math.nan) for mapped in (False, True)]
+            continue
         before: Tensor | None = None
         for mapped, points in ((False, whole.test_inputs), (True, config.representation_scale * representation)):
             coordinates, _ = geometry.principal_coordinates(points[members], 2)
@@ -309,7 +321,7 @@ def cut_verdicts(
 
     Returns:
         One row per points and β: points, beta, levels, cut and kept (how many levels from the coarsest on are
-        cut, and cut and kept) and verdict, in words.
+        cut, and cut and kept) and verdict, in words: "not defined" where no network has such points.
     """
     means = table.groupby(["points", "beta", "level", "measure"], sort=False)["value"].mean().unstack("measure")
     rows = []
@@ -317,7 +329,9 @@ def cut_verdicts(
         cut = levels["accuracy"] >= least_accuracy
         kept = cut & (levels["spearman"] >= kept_spearman) & (levels["stress"] <= kept_stress)
         count, cuts, keeps = len(levels), int(cut.cumprod().sum()), int(kept.cumprod().sum())
-        if keeps == count:
+        if levels[["accuracy", "spearman", "stress"]].isna().any(axis=None):
+            verdict = "not defined"
+        elif keeps == count:
             verdict = f"holds at all {count} levels" if count > 1 else "holds"
         elif keeps:
             verdict = f"holds down to level {keeps} of {count}"
@@ -645,7 +659,9 @@ def tree_effects(table: pd.DataFrame) -> pd.DataFrame:
     by = ["tree", "beta", "protocol", "attack", "epsilon", "measure"]
     wide = table.pivot(index=[*by, "seed"], columns="network", values="value")
     difference = (wide[STACK] - wide[FLAT]).dropna().rename("value").reset_index()
-    effects = stats.over_seeds(difference, "value", by)
+    # Where no seed has an error, its distance is not defined, which is told as NaN.
+    every = wide.index.to_frame(index=False)[by].drop_duplicates()
+    effects = every.merge(stats.over_seeds(difference, "value", by), how="left", on=by)
     others = difference[difference["tree"] != RANDOM]
     random = difference[difference["tree"] == RANDOM]
     paired = others.merge(random, on=[*by[1:], "seed"], suffixes=("", "_random"))

@@ -19,7 +19,8 @@ def class_planes(points: pd.DataFrame, *, angle: str = "angle along the ring", n
     """Draw each class by itself in each space, in a plane, coloured by an angle.
 
     Args:
-        points: ``space`` (title of the column), ``class``, ``x``, ``y`` and ``angle`` (in radians).
+        points: ``space`` (title of the column), ``class``, ``x``, ``y`` and ``angle`` (in radians); a class
+            without points in a space has a row of NaN there, and an empty panel.
         angle: what the angle is.
         narrow: a phone's width.
     """
@@ -27,18 +28,18 @@ def class_planes(points: pd.DataFrame, *, angle: str = "angle along the ring", n
     cells = [(name, title) for name in classes for title in titles]
     figure, grid = square_grid(len(cells), columns=len(titles), narrow=narrow)
     for axes, (name, title) in zip(grid.flat, cells, strict=True):
-        panel = points[(points["class"] == name) & (points["space"] == title)]
+        panel = points[(points["class"] == name) & (points["space"] == title)].dropna(subset=["x", "y"])
         place = (panel["angle"] / (2 * np.pi) * len(CYCLE)).astype(int) % len(CYCLE)
         size = 4 if narrow else 9
         axes.scatter(panel["x"], panel["y"], s=size, color=[CYCLE[p] for p in place], lw=0, rasterized=True)
-        middle = (panel[["x", "y"]].max() + panel[["x", "y"]].min()) / 2
-        extent = float((panel[["x", "y"]].max() - panel[["x", "y"]].min()).max())
+        low, high = panel[["x", "y"]].min().fillna(0), panel[["x", "y"]].max().fillna(0)
+        middle, extent = (low + high) / 2, float((high - low).max())
         half = 0.56 * extent or 1.0
         axes.set(xlim=(middle["x"] - half, middle["x"] + half), ylim=(middle["y"] - half, middle["y"] + half))
         axes.set(aspect="equal", xticks=[], yticks=[])
         axes.grid(False)
         axes.spines[:].set(visible=True, color=GRID)
-        axes.set_xlabel(f"width {extent:.2g}", fontsize=8 if narrow else 9)
+        axes.set_xlabel(f"width {extent:.2g}" if len(panel) else "no points", fontsize=8 if narrow else 9)
         if name == classes[0]:
             axes.set_title(title, fontsize=8 if narrow else 10, loc="center")
         if title == titles[0]:
@@ -423,6 +424,8 @@ def _inside(region: np.ndarray) -> tuple[int, int] | None:
 
 def _positive_range(panel: pd.DataFrame) -> tuple[float, float]:
     """Return a range for a log axis: every mean, and of the intervals what is no more than a decade below."""
+    if panel["mean"].isna().all():
+        return 0.1, 10.0  # nothing is drawn
     lowest = float(panel["mean"].min())
     low = max(float(np.nanmin([panel["low"].min(), lowest])), lowest / 10)
     return low / 1.3, 1.3 * float(np.nanmax([panel["high"].max(), panel["mean"].max()]))

@@ -1,6 +1,7 @@
 """What figures, tables and sentences call things, and the tables that pages show."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,11 @@ import pandas as pd
 def beta_name(beta: float) -> str:
     """Return how figures and tables name a weight: "CE" for β = 0, as in the paper's figures."""
     return f"β\u00a0=\u00a0{short_number(beta)}" if beta else "CE"
+
+
+def dashed(text: str) -> str:
+    """Return text in which numbers that are not defined, which Python formats as "nan", are dashes."""
+    return re.sub(r"(?<!\w)[+−-]?(?:nan|<NA>)(?:\s?%)?(?!\w)", "–", text)
 
 
 def curve_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -53,13 +59,17 @@ def reading_table(readings: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("attack", key=lambda names: names.map(order.index), kind="stable")
 
 
-def points(gain: float, low: float, high: float) -> str:
-    """Return a difference of accuracies, given as shares, in points with its 95 % interval.
+def points(gain: float, low: float, high: float, *, percent: bool = True) -> str:
+    """Return a difference with its 95 % interval: one of shares in points, or of other numbers as it is.
 
-    Without an interval (NaN ends, a single seed) it says so.
+    Without an interval (NaN ends, a single seed) it says so; a difference that is not defined is a dash.
     """
-    interval = "one seed: no interval" if np.isnan(low) else f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-    return f"{100 * gain:+.1f} points ({interval})".replace("-", "−")
+    if np.isnan(gain):
+        return "–"
+    scale, digits, unit = (100, 1, " points") if percent else (1, 2, "")
+    shown = [f"{scale * value:+.{digits}f}" for value in (gain, low, high)]
+    interval = "one seed: no interval" if np.isnan(low) else f"95 % interval {shown[1]} to {shown[2]}"
+    return f"{shown[0]}{unit} ({interval})".replace("-", "−")
 
 
 def change(mean: float, low: float, high: float, *, percent: bool = False) -> str:
@@ -67,12 +77,14 @@ def change(mean: float, low: float, high: float, *, percent: bool = False) -> st
 
     Args:
         mean, low, high: the difference and its 95 % interval; that of a measurable one does not hold 0. Without
-            an interval (NaN ends) the text says so.
+            an interval (NaN ends), or a difference (all NaN), the text says so.
         percent: whether the difference is one of shares, told in points.
     """
     scale, digits, unit = (100, 1, " points") if percent else (1, 2, "")
     # Adding 0 takes the sign from a zero that a small negative number was rounded to.
     sizes = [f"{round(scale * value, digits) + 0:.{digits}f}" for value in (abs(mean), low, high)]
+    if np.isnan(mean):
+        return "not defined for every seed"
     if np.isnan(low):
         return (
             f"{'higher' if mean > 0 else 'lower'} by {sizes[0]}{unit} with a single seed, so without an interval"
@@ -271,7 +283,7 @@ def training_frames(table: pd.DataFrame) -> pd.DataFrame:
     """
     numbers = zip(table["accuracy"], table["spearman"], table["stress"], strict=True)
     states = [f"accuracy {a:.1%}, correlation {s:.2f}, stress {t:.2f}" for a, s, t in numbers]
-    states = [state.replace("-", "−").replace("%", "\u00a0%") for state in states]
+    states = [dashed(state.replace("-", "−").replace("%", "\u00a0%")) for state in states]
     return table.assign(space=network_names(table), state=states)
 
 

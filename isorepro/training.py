@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from isorepro import data, hierarchy, methods
 from isorepro.data import Dataset
-from isorepro.errors import Config, InputError
+from isorepro.errors import Config, Count, InputError, NotNegative, Positive
 from isorepro.hierarchy import Hierarchy
 from isorepro.losses import ClassBlocks, Form, class_members, isometry, pairwise_distances, squared_norms
 from isorepro.methods import Clean, Course, Method, Options
@@ -29,7 +29,6 @@ All detached; the logits are those of the inputs as they are.
 Watch = Callable[[int, Stack], None]
 """A function of an epoch, 0 before the first, and of the network as it is then, which it must leave alone."""
 
-Size = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -67,12 +66,12 @@ class TrainingConfig(Config):
     """
 
     dataset: str = "mnist"
-    train_size: Size | None = None
+    train_size: Count | None = None
     method: str = methods.DEFAULT
     options: Options = ()
     form: Form = "raw"
-    beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    K: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    beta: NotNegative = 0.0
+    K: Positive = 1.0
     hierarchy: Hierarchy = ()
     nested: bool = True
     gradients: Gradients = "own block"
@@ -80,12 +79,12 @@ class TrainingConfig(Config):
     readout: Readout = "in order"
     adam: Literal["kept", "in turn", "anew"] = "kept"
     features: Features = "none"
-    width: Size = 100
-    depth: Size = 4
-    epochs: Size = 5
+    width: Count = 100
+    depth: Count = 4
+    epochs: Count = 5
     batch_size: Annotated[int, Field(ge=2)] = 100
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
-    log_every: Size = 1
+    learning_rate: Positive = 1e-3
+    log_every: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Device = "auto"
 

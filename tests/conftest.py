@@ -187,10 +187,10 @@ VIEWS = {
 """How pages are looked at."""
 
 
-def isorepro(output: Path, command: str = "reproduce") -> subprocess.CompletedProcess[str]:
+def isorepro(output: Path, command: str = "reproduce", *options: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the command line on the smoke profile, with an output folder of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "isorepro.cli", command, "--profile", "smoke"],
+        [sys.executable, "-m", "isorepro.cli", command, "--profile", "smoke", *options],
         env=os.environ | {"ISOREPRO_OUTPUT": str(output)},
         capture_output=True,
         text=True,

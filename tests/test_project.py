@@ -101,7 +101,6 @@ def test_notebooks_are_prose_parameters_calls_and_figures(path: Path) -> None:
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.For | ast.While | ast.Lambda)
     for found in profiles.parameters(path.stem).values():
-        assert found.check(found.default, path.stem) == found.default
         assert len(found.meaning) > 10, found.name
 
 

@@ -169,6 +169,16 @@ def test_a_module_beside_the_notebook_counts_and_if_it_is_edited_meanwhile_the_r
     assert executions(workspace) == 2
 
 
+def test_names_of_folders_and_text_values_are_no_format_strings(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOREPRO_OUTPUT", str(workspace / "{1} {names} {{0}} %s"))
+    planned = profiles.plan("quick", overrides={"names": ["{1}", "%s"]})
+    assert runner.run(planned)
+    assert (planned.folder / "results/tiny/numbers.json").is_file()
+    assert 'names = ["{1}", "%s"]' in (planned.folder / "notebooks/tiny.ipynb").read_text().replace('\\"', '"')
+
+
 def test_a_run_tells_how_it_was_made(workspace: Path) -> None:
     body = (
         BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"
@@ -393,7 +403,7 @@ def test_a_notebook_without_parameters_is_refused(workspace: Path) -> None:
         (
             "count: int",
             "count: Integer",
-            r"count: the type 'Integer' is not known: use built-in types and Literal",
+            r"count: the type 'Integer' is not known: use built-in types, Literal and those of isorepro.profiles",
         ),
     ],
 )

@@ -22,7 +22,8 @@ from isorepro.claim_pages import badge
 class Number(SphinxRole):
     """``{number}`notebook:name:format` ``: a number a notebook left in its ``numbers.json``.
 
-    A missing notebook or name, or a format that does not fit, is a warning, which stops a strict build.
+    One that is not defined, such as an interval over a single seed, is a dash. A missing notebook or name, or a
+    format that does not fit, is a warning, which stops a strict build.
     """
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
@@ -32,7 +33,8 @@ class Number(SphinxRole):
         path = Path(self.env.srcdir) / "results" / notebook / "numbers.json"
         self.env.note_dependency(str(path))
         try:
-            text = format(json.loads(path.read_text())[name], form)
+            number = json.loads(path.read_text())[name]
+            text = "–" if number is None else format(number, form)
         except (OSError, KeyError, ValueError) as error:
             message = f"no number '{self.text}' among the results: {error!r}"
             return [], [self.inliner.reporter.warning(message, line=self.lineno)]
