@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import io
 import math
-import shutil
 import socket
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -295,7 +294,6 @@ def fetch_verified(folder: Path, sources: Mapping[str, tuple[str, Sequence[str]]
 def _download(path: Path, md5: str, addresses: Sequence[str], sha256: str) -> None:
     from torchvision.datasets.utils import download_url
 
-    draft = path.parent / ".download"
     reasons: list[Exception] = []
     patience = socket.getdefaulttimeout()
     try:
@@ -305,8 +303,7 @@ def _download(path: Path, md5: str, addresses: Sequence[str], sha256: str) -> No
             tell(f"downloading {path.name}")
             socket.setdefaulttimeout(SILENCE)
             for address in addresses:
-                # What a killed process has left, or the address before.
-                shutil.rmtree(draft, ignore_errors=True)
+                draft = paths.scratch(path.parent, ".download")
                 try:
                     # Its bar would end up in the notebook.
                     with redirect_stderr(io.StringIO()):
@@ -314,10 +311,10 @@ def _download(path: Path, md5: str, addresses: Sequence[str], sha256: str) -> No
                 except (OSError, RuntimeError, HTTPException) as error:
                     reasons.append(error)
                 else:
-                    (draft / path.name).replace(path)
+                    paths.put(draft / path.name, path)
                     return
                 finally:
-                    shutil.rmtree(draft, ignore_errors=True)
+                    paths.discard(draft)
     except OSError as error:
         reasons.append(error)
     finally:
