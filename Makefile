@@ -12,7 +12,7 @@ help:
 	@echo "make test                                    run the tests"
 	@echo "make serve     [PROFILE=...]                 show the book at http://localhost:8000"
 	@echo "make lint | bench                            check the code | measure the speed"
-	@echo "make clean | distclean                       delete the runs' products | and all else that make and runs made"
+	@echo "make clean | distclean                       delete the runs' products | .venv and networks as well"
 
 reproduce: $(VENV)/.run
 	@$(BIN)/isorepro reproduce --profile $(PROFILE)
