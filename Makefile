@@ -12,7 +12,7 @@ help:
 	@echo "make test                                    run the tests"
 	@echo "make serve     [PROFILE=...]                 show the book at http://localhost:8000"
 	@echo "make lint | bench                            check the code | measure the speed"
-	@echo "make clean | distclean                       delete the runs' products | everything not in git"
+	@echo "make clean | distclean                       delete the runs' products | .venv and networks as well"
 
 reproduce: $(VENV)/.run
 	@$(BIN)/isorepro reproduce --profile $(PROFILE)
@@ -41,20 +41,27 @@ clean:
 	@if [ -x $(BIN)/isorepro ]; then $(BIN)/isorepro clean; fi
 
 distclean:
-	rm -rf $(VENV) _output
+	@if [ -x $(BIN)/isorepro ]; then $(BIN)/isorepro clean --all; else echo "left as it is, without $(BIN)/isorepro: _output"; fi
+	@$(REMOVE_VENV)
+
+# Only one that make itself made, which says so.
+REMOVE_VENV = if [ -f "$(VENV)/.isorepro" ]; then rm -rf "$(VENV)"; elif [ -e $(VENV) ]; then echo "left as it is, since make did not make it: $(VENV)"; fi
+MAKE_VENV = if mkdir $(VENV) 2> /dev/null; then touch $(VENV)/.isorepro; fi; $(PYTHON) -m venv $(VENV)
 
 # Write requirements.lock anew: the newest versions that pyproject.toml allows.
 lock:
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
+	@$(REMOVE_VENV)
+	@if [ -e $(VENV) ]; then echo "error: the lock is written from a fresh $(VENV): move that one elsewhere"; exit 1; fi
+	$(MAKE_VENV)
 	$(BIN)/python -m pip install -e ".[test,explore]"
-	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > $(VENV)/lock
+	mv $(VENV)/lock requirements.lock
 	touch $(VENV)/.run $(VENV)/.test
 
 $(VENV)/.run: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"error: Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with make PYTHON=...")'
 	@echo "== installing the locked versions into $(VENV) (once: a few minutes, 6 GB)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { $(MAKE_VENV); }
 	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e .
 	@touch $@
 

@@ -420,7 +420,7 @@ def main() -> None:
     started, measured = time.perf_counter(), Rows()
     record = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": provenance.commit(),
+        "commit": provenance.version_of(provenance.commit(), provenance.uncommitted_changes()),
         "processor": provenance.processor(),
         "processors": sweep.default_jobs(),
         "system": platform.platform(),

@@ -16,10 +16,10 @@ from typing import Any
 import nbformat
 import yaml
 
-from isorepro import api_pages, claim_pages, lineage, paths
+from isorepro import api_pages, claim_pages, lineage, paths, provenance
 from isorepro.errors import InputError, NotebookError
 from isorepro.profiles import Plan, parameters
-from isorepro.progress import say
+from isorepro.progress import say, say_left
 from isorepro.runner import alone
 from isorepro.tables import dashed
 
@@ -27,7 +27,7 @@ SOURCES = paths.ROOT / "book"
 
 REPOSITORY = "ISOREPRO_REPOSITORY"
 """Environment variable: the address of the repository on GitHub, to which the buttons for Binder and Colab lead;
-without it pages have no such buttons."""
+without it, and for a run whose commit is unknown, pages have no such buttons."""
 
 
 def build(planned: Plan) -> Path:
@@ -54,22 +54,21 @@ main()
 
 
 def _build(planned: Plan) -> Path:
-    # What a killed run has left; its name tells the process, which may have started one that has not ended yet.
-    for left in (planned.folder / ".running").glob("book-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    draft = planned.folder / ".running" / f"book-{os.getpid()}"
+    scratch = paths.scratch(planned.folder / ".running", "book")
+    draft = scratch / "book"
     assemble(planned, draft)
     digest = _tree_digest(draft)
     target, stamp = planned.folder / "book", planned.folder / "records" / "book.digest"
     index = target / "index.html"
     if index.is_file() and stamp.is_file() and stamp.read_text() == digest:
         say("book: up to date")
-        shutil.rmtree(draft)
+        paths.discard(scratch)
         return index
     say("book: building (about half a minute)")
     log = planned.folder / "book.log"
     command = [sys.executable, "-c", _JUPYTER_BOOK, "build", str(draft)]
     command += ["-W", "-n", "--keep-going"]
+    paths.note(log)
     with log.open("wb") as output:
         status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
     html = draft / "_build" / "html"
@@ -78,10 +77,10 @@ def _build(planned: Plan) -> Path:
         faults = [line for line in lines if any(word in line for word in ("WARNING", "ERROR", "CRITICAL"))]
         first = next(iter([*faults, *lines[-1:]]), "")
         raise NotebookError(f"the book did not build: {first.strip()} (whole log: {log})")
-    shutil.rmtree(target, ignore_errors=True)
-    html.replace(target)
+    paths.write_atomically(stamp, "")  # until all pages are those of the digest
+    say_left(paths.put(html, target))
     paths.write_atomically(stamp, digest)
-    shutil.rmtree(draft)
+    paths.discard(scratch)
     return index
 
 
@@ -96,7 +95,11 @@ def assemble(planned: Plan, folder: Path) -> None:
 
     shutil.copytree(SOURCES, folder)
     shutil.copytree(paths.ROOT / "isorepro", folder / "isorepro", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(planned.folder / "results", folder / "results")
+    for path in sorted(paths.made(planned.folder)):
+        if planned.folder / "results" in path.parents and path.is_file():
+            place = folder / path.relative_to(planned.folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
     (folder / "notebooks").mkdir()
     for notebook in planned.notebooks:
         page = nbformat.read(planned.folder / "notebooks" / f"{notebook}.ipynb", as_version=4)
@@ -125,6 +128,8 @@ def _launch_buttons(commit: str) -> dict[str, Any]:
         return {}
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
         raise InputError(f"{REPOSITORY}: must be of the form https://github.com/<owner>/<name>, not {address!r}")
+    if commit == provenance.UNKNOWN:
+        return {}
     return {
         "repository_url": address,
         "repository_branch": commit,

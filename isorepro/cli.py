@@ -1,6 +1,5 @@
 """The command line: ``isorepro reproduce | verify | publish | list | clean``."""
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 
 from isorepro import paths
 from isorepro.errors import DataError, InputError, NotebookError
-from isorepro.progress import clock, say
+from isorepro.progress import clock, say, say_left
 
 app = typer.Typer(
     help="Reproduce 'Isometric Representations in Neural Networks Improve Robustness', figure by figure.",
@@ -146,17 +145,33 @@ def clean(
         bool, typer.Option("--all", help="Also the kept networks, measurements and unpacked data.")
     ] = False,
 ) -> None:
-    """Delete the runs' products; trained networks and measurements stay unless --all is given."""
+    """Delete the runs' products; trained networks and measurements stay unless --all is given.
+
+    What isorepro did not make stays in any case, and is named.
+    """
+    import filelock
+
     kept = set() if everything else {"cache", "data"}
-    for path in sorted(paths.output().glob("*")):
-        if path.name not in kept and path.is_dir():
-            shutil.rmtree(path)
-            print(f"deleted {_shown(path)}")
+    folders = [path for path in sorted(paths.output().glob("*")) if path.name not in kept]
+    for path in folders:
+        for lock in paths.made(path):
+            if lock.parent.name == ".running" and lock.is_file():
+                try:
+                    with filelock.FileLock(lock, blocking=False):
+                        pass
+                except filelock.Timeout:
+                    raise InputError(f"a run is at work in {path}: stop it first; nothing was deleted") from None
+    for path in folders:
+        left = paths.remove(path)
+        if left != [path]:
+            print(f"deleted {'what runs made in ' if left else ''}{_shown(path)}")
+        say_left(left)
 
 
 def main() -> None:
     """Run the command line; a mistake of the user's ends in one line and a non-zero exit status."""
     try:
+        paths.output()  # refused before anything else is done
         app(standalone_mode=True)
     except InputError as error:
         sys.exit(_told(error, 2))

@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import io
 import math
-import shutil
 import socket
 import tarfile
 from collections.abc import Callable
@@ -362,7 +361,6 @@ def fetch_verified(path: Path, md5: str, address: str) -> bytes:
 def _download(path: Path, md5: str, address: str, sha256: str) -> None:
     from torchvision.datasets.utils import download_url
 
-    draft = path.parent / ".download"
     patience = socket.getdefaulttimeout()
     try:
         with filelock.FileLock(path.parent / ".lock"):
@@ -370,15 +368,14 @@ def _download(path: Path, md5: str, address: str, sha256: str) -> None:
                 return
             tell(f"downloading {path.name}")
             socket.setdefaulttimeout(SILENCE)
-            # What a killed process has left.
-            shutil.rmtree(draft, ignore_errors=True)
+            draft = paths.scratch(path.parent, ".download")
             try:
                 # Its bar would end up in the notebook.
                 with redirect_stderr(io.StringIO()):
                     download_url(address, str(draft), path.name, md5)
-                (draft / path.name).replace(path)
+                paths.put(draft / path.name, path)
             finally:
-                shutil.rmtree(draft, ignore_errors=True)
+                paths.discard(draft)
     except (OSError, RuntimeError, HTTPException) as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

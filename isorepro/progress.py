@@ -41,6 +41,12 @@ def say(line: str) -> None:
     print(f"{start}{line}", file=sys.stderr, flush=True)
 
 
+def say_left(paths: Iterable[Path]) -> None:
+    """Say what stays where something was deleted or replaced."""
+    for path in paths:
+        say(f"left as it is, since isorepro did not make it: {path}")
+
+
 def show(line: str) -> None:
     """Print a line of progress: on a terminal in place of the one before, else below it."""
     if sys.stderr.isatty():

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime, timedelta
+from filecmp import cmpfiles
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from isorepro.profiles import Plan
 from isorepro.results import Results
 
 CRATE = "ro-crate-metadata.json"
+UNKNOWN = "unknown"
+"""What is told where the system or git, when asked, gives no answer."""
+
 PROCESS_RUN = "https://w3id.org/ro/wfrun/process/0.5"
 """The profile of RO-Crate for what programs made: Process Run Crate (Leo et al. 2024)."""
 
@@ -28,7 +32,8 @@ def write(planned: Plan) -> None:
     how many results were kept from before), the same as an RO-Crate of the run's folder, and ``results/run`` for
     the book.
     """
-    found = sorted((planned.folder / "records").glob("*.json"))
+    made = paths.made(planned.folder)
+    found = [path for path in sorted((planned.folder / "records").glob("*.json")) if path in made]
     records: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in found}
     # What an older version of this program left has no id; it is not of this run.
     records = {name: record for name, record in records.items() if "id" in record}
@@ -52,8 +57,8 @@ def _manifest(planned: Plan, records: dict[str, dict[str, Any]]) -> dict[str, An
         "seeds": sorted(seeds),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-        "processors": os.cpu_count(),
+        "uncommitted_changes": uncommitted_changes(),
+        "processors": os.cpu_count() or UNKNOWN,
         "processor": processor(),
         "threads": 1,  # of every process that computes
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -85,7 +90,7 @@ def _crate(planned: Plan, manifest: dict[str, Any], records: dict[str, dict[str,
             {
                 "@type": "SoftwareApplication",
                 "name": "isorepro",
-                "version": manifest["commit"] + (" with changes" if manifest["uncommitted_changes"] else ""),
+                "version": version_of(manifest["commit"], manifest["uncommitted_changes"]),
                 "softwareRequirements": [f"{name} {text}" for name, text in manifest["versions"].items()],
                 "operatingSystem": manifest["system"],
                 "processorRequirements": manifest["processor"],
@@ -153,19 +158,44 @@ def _tell_the_book(planned: Plan, manifest: dict[str, Any]) -> None:
         paths.write_atomically(shown.folder / f"{name}.csv", table.to_csv(index=False))
 
 
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
+def _git(*arguments: str) -> str | None:
+    """Return what git says of the repository of the code that runs; None if it does not say, or there is none."""
+    ours = Path(__file__).parent
+    names = [path.name for path in ours.iterdir() if path.is_file()]
+    # With ISOREPRO_ROOT the code may be another than that of the repository.
+    _, *other = cmpfiles(ours, paths.ROOT / ours.name, names, shallow=False)
+    if any(other):
+        return None
+    # Git's own variables may name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    answers = []
+    for asked in (("rev-parse", "--show-toplevel"), arguments):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(paths.ROOT), *asked], env=environment, capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        answers.append(done.stdout.strip())
+    # A copy that lies in another repository has that one's top level.
+    return answers[1] if Path(answers[0]).resolve() == paths.ROOT.resolve() else None
+
+
+def version_of(commit: str, changes: bool | str) -> str:
+    """Return in words which state of the code something was made with."""
+    return commit + {False: "", True: " with changes", UNKNOWN: ", changes unknown"}[changes]
 
 
 def commit() -> str:
-    """Return the commit of the repository, or that it is no git checkout."""
-    return _git("rev-parse", "HEAD") or "not a git checkout"
+    """Return the commit of the repository, or that it is unknown, as outside a git checkout of its own."""
+    return _git("rev-parse", "--verify", "HEAD") or UNKNOWN
+
+
+def uncommitted_changes() -> bool | str:
+    """Return whether files of the repository differ from its commit or are new, or that it is unknown."""
+    # Settings of a user's may hide new files and changes in submodules.
+    changed = _git("status", "--porcelain", "--untracked-files=normal", "--ignore-submodules=none")
+    return UNKNOWN if changed is None or commit() == UNKNOWN else changed != ""
 
 
 def processor() -> str:
@@ -173,5 +203,5 @@ def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+        return platform.processor() or UNKNOWN
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "") or UNKNOWN

@@ -7,8 +7,8 @@ SHA-256 of each table.
 
 import hashlib
 import json
-import shutil
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from scipy import stats
 from isorepro import paths, runner
 from isorepro.errors import DataError, InputError, unknown
 from isorepro.profiles import Plan
+from isorepro.progress import say_left
 from isorepro.results import ID_COLUMN
 
 REFERENCE = paths.DATA / "reference"
@@ -72,7 +73,8 @@ def publish(planned: Plan) -> Path:
 
     Raises:
         InputError: a run with other parameters or of some notebooks only, one that is not finished or not up to
-            date, one made with uncommitted changes, or one without a table of single seeds.
+            date, one not known to be made by a commit without changes, one without a table of single seeds; or a
+            file that no publication made is in the way.
         DataError: a damaged manifest, or a table whose rows its settings and seed do not tell apart.
     """
     name, again = planned.profile, f"run 'isorepro reproduce --profile {planned.profile}'"
@@ -83,23 +85,35 @@ def publish(planned: Plan) -> Path:
         raise InputError(f"profile '{name}': not run, or not up to date: {', '.join(outdated)}; {again}")
     path = planned.folder / "manifest.json"
     told = _read_manifest(path, f"delete it and {again}", "uncommitted_changes")
-    if told["uncommitted_changes"]:
+    if told["uncommitted_changes"] is True:
         raise InputError(f"profile '{name}': run with uncommitted changes; commit them, delete {path} and {again}")
-    draft = REFERENCE / f".{name}.part"
-    shutil.rmtree(draft, ignore_errors=True)
-    digests = {}
-    for notebook in planned.notebooks:
-        for source in sorted((planned.folder / "results" / notebook).glob(BY_SEED)):
-            content = _read_table(source, f"delete it and {again}").to_csv(index=False)
-            paths.write_atomically(draft / notebook / source.name, content)
-            digests[f"{notebook}/{source.name}"] = hashlib.sha256(content.encode()).hexdigest()
-    if not digests:
+    if told["uncommitted_changes"] is not False or not re.fullmatch("[0-9a-f]{40,64}", str(told["commit"])):
+        raise InputError(f"profile '{name}': run by an unknown commit; in a clone, delete {path} and {again}")
+    made = paths.made(planned.folder)
+    contents = {
+        f"{notebook}/{source.name}": _read_table(source, f"delete it and {again}").to_csv(index=False)
+        for notebook in planned.notebooks
+        for source in sorted((planned.folder / "results" / notebook).glob(BY_SEED))
+        if source in made
+    }
+    if not contents:
         raise InputError(f"profile '{name}': no notebook left a table of single seeds, {BY_SEED}")
+    digests = {table: hashlib.sha256(content.encode()).hexdigest() for table, content in contents.items()}
     records = {notebook: told["notebooks"][notebook] for notebook in planned.notebooks}
-    content = json.dumps(told | {"notebooks": records, "tables": digests}, indent=1) + "\n"
-    paths.write_atomically(draft / "manifest.json", content)
-    shutil.rmtree(REFERENCE / name, ignore_errors=True)
-    return draft.replace(REFERENCE / name)
+    contents["manifest.json"] = json.dumps(told | {"notebooks": records, "tables": digests}, indent=1) + "\n"
+    with runner.alone(planned.folder, "publish"):
+        return _replace(REFERENCE / name, contents)
+
+
+def _replace(folder: Path, contents: Mapping[str, str]) -> Path:
+    """Write a reference in place of the one before, of which all is ours that its manifest tells of."""
+    ours = {folder / name for name in [*manifest(folder)["tables"], "manifest.json"]} if folder.exists() else set()
+    draft = paths.scratch(folder.parent, f".{folder.name}")
+    for name, content in contents.items():
+        paths.write_atomically(draft / "reference" / name, content)
+    say_left(paths.put(draft / "reference", folder, ours))
+    paths.discard(draft)
+    return folder
 
 
 def manifest(folder: Path) -> dict[str, Any]:

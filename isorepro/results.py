@@ -49,7 +49,7 @@ class Results:
         self._executed = run is not None or RUN in os.environ
         self._library_shown = False
         self._id = run_id or os.environ.get(RUN_ID, "interactive")
-        run = run or Path(os.environ.get(RUN, paths.output() / "interactive"))
+        run = run or paths.given(paths.output() / "interactive", RUN)
         self.notebook = notebook
         self.folder = run / "results" / notebook
         # Executed notebooks, and the pages made of them, lie beside the run's results.

@@ -7,7 +7,6 @@ import ast
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -28,7 +27,7 @@ from isorepro import cluster, paths, profiles, provenance, sources
 from isorepro.cluster import Slurm
 from isorepro.errors import NotebookError
 from isorepro.profiles import Plan, digest
-from isorepro.progress import CHANNEL, clock, say, show
+from isorepro.progress import CHANNEL, clock, say, say_left, show
 
 ID = 12
 """Digits of a notebook's key that are its run's id, which every figure and table of it carries."""
@@ -44,9 +43,11 @@ def run(planned: Plan, jobs: int | None = None, place: str | Slurm | None = None
         place: the cluster that computes the sweeps, from :func:`isorepro.cluster.where`; None for this machine.
 
     Raises:
-        InputError: the cluster cannot be reached, or computes other numbers than this machine.
+        InputError: the cluster cannot be reached, or computes other numbers than this machine; or the run's folder
+            holds what is not ours.
         NotebookError: a cell failed; what was finished before is kept, also of the same notebook.
     """
+    paths.claim(planned.folder)
     told = _keys_told(planned.folder)
     keys = {notebook: notebook_key(notebook, values) for notebook, values in planned.notebooks.items()}
     todo = []
@@ -190,8 +191,10 @@ def alone(folder: Path, name: str, stopping: threading.Event | None = None) -> I
         name: what is done, such as a notebook.
         stopping: once it is set, waiting ends without the claim.
     """
-    (folder / ".running").mkdir(parents=True, exist_ok=True)
-    claim = filelock.FileLock(folder / ".running" / f"{name}.lock", thread_local=False)
+    lock = folder / ".running" / f"{name}.lock"
+    paths.note(lock)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    claim = filelock.FileLock(lock, thread_local=False)
     stopping, waited = stopping or threading.Event(), False
     while not claim.is_locked and not stopping.is_set():
         try:
@@ -285,11 +288,8 @@ execute_notebook(given, executed, values, kernel_name="python3", progress_bar=Fa
 
 def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk, run_id: str) -> dict[str, Any]:
     """Execute a notebook in a scratch folder and move what it made into place when all went well."""
-    # What a killed run has left; its name tells the process, which may take a second to die.
-    for left in (folder / ".running").glob(f"{notebook}-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    scratch = folder / ".running" / f"{notebook}-{os.getpid()}"
-    (scratch / "notebooks").mkdir(parents=True)
+    scratch = paths.scratch(folder / ".running", notebook)
+    (scratch / "notebooks").mkdir()
     executed, channel, log = (
         scratch / "notebooks" / f"{notebook}.ipynb",
         scratch / "progress",
@@ -343,11 +343,11 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         scratch / "results" / notebook: folder / "results" / notebook,
         executed: folder / "notebooks" / f"{notebook}.ipynb",
     }.items():
-        _replace(product, target)
+        say_left(paths.put(product, target))
     # A line for each sweep: how many results it had, how many were kept from before, how many could not be kept.
     sweeps = [line.split() for line in (scratch / "kept").read_text().splitlines()]
     counts = [sum(int(line[place]) for line in sweeps) for place in range(3)]
-    shutil.rmtree(scratch)
+    paths.discard(scratch)
     return {
         "parameters": dict(values),
         "started": began.isoformat(timespec="seconds"),
@@ -384,14 +384,6 @@ def _cells(executed: Path) -> list[Any]:
         return []
 
 
-def _replace(product: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        shutil.rmtree(target)
-    if product.exists():
-        product.replace(target)
-
-
 def _is_current(folder: Path, notebook: str, key: str) -> bool:
     try:
         record = json.loads(_record_path(folder, notebook).read_text())
@@ -414,9 +406,9 @@ def _record_path(folder: Path, notebook: str) -> Path:
 
 
 def _file_digests(folder: Path, notebook: str) -> dict[str, str]:
-    made = [folder / "notebooks" / f"{notebook}.ipynb", *sorted((folder / "results" / notebook).rglob("*"))]
+    places = {folder / "notebooks" / f"{notebook}.ipynb", folder / "results" / notebook}
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in made
-        if path.is_file()
+        for path in sorted(paths.made(folder))
+        if places & {path, *path.parents} and path.is_file()
     }

@@ -262,7 +262,7 @@ def test_what_is_missing_is_told_in_a_line_and_used_once_it_is_put_there(
         f"put it there by hand; it is used if its SHA-256 is {digest}"
     )
     assert not path.exists()
-    assert not (path.parent / ".download").exists()
+    assert not list(path.parent.glob(".download*"))
     path.write_bytes(content)
     assert len(load("cifar10").test_labels) == 100
 
@@ -333,9 +333,11 @@ def test_a_download_counts_only_when_it_is_whole(
         return Answer(sent if request.get_method() != "HEAD" else b"", request.full_url)
 
     # What a killed process may have left is no download either.
-    left = path.parent / ".download" / ARCHIVE
-    left.parent.mkdir()
+    left = paths.scratch(path.parent, ".download").rename(path.parent / ".download-1") / ARCHIVE
     left.write_bytes(content[:10])
+    mine = path.parent / ".download" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
     monkeypatch.setattr(urllib.request, "urlopen", partial(answer, sent=content[:-1]))
     with pytest.raises(DataError, match="is missing and could not be downloaded"):
         load("cifar10")
@@ -345,6 +347,8 @@ def test_a_download_counts_only_when_it_is_whole(
     before = socket.getdefaulttimeout()
     assert len(load("cifar10").test_labels) == 100
     assert path.read_bytes() == content
+    assert mine.read_text() == "mine"
+    assert not list(path.parent.glob(".download-*"))
     assert socket.getdefaulttimeout() == before
     assert asked
     assert all(url.endswith(ARCHIVE) for url in asked)

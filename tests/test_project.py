@@ -136,6 +136,26 @@ def test_modules_import_only_what_lies_below_them() -> None:
                     assert order.index(other) < order.index(name), f"{name} imports {other}"
 
 
+def test_only_one_module_deletes() -> None:
+    for path in [*(ROOT / "isorepro").glob("*.py"), *(ROOT / "book/_ext").glob("*.py")]:
+        found = re.findall(r"\b(rmtree|unlink|rmdir|removedirs|os\.remove|shutil\.move)\b", path.read_text())
+        assert not found or path.name == "paths.py", path
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("target", ["distclean", "lock"])
+def test_make_deletes_no_environment_that_it_did_not_make(tmp_path: Path, target: str, own: bool) -> None:
+    for name in (".venv/lib.py", "_output/thesis.txt", "requirements.lock", *([] if own else [".venv/.isorepro"])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    command = ["make", "-f", str(ROOT / "Makefile"), target, "PYTHON=false"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (target == "distclean")
+    assert (tmp_path / ".venv/lib.py").exists() == own
+    assert ("make did not make it: .venv\n" in done.stdout) == own
+    assert (tmp_path / "_output/thesis.txt").read_text() == (tmp_path / "requirements.lock").read_text() == "mine"
+
+
 def test_the_command_line_starts_without_loading_torch() -> None:
     program = "import sys, isorepro.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

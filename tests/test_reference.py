@@ -307,7 +307,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         enter(folder, patch)
         runner.run(profiles.plan("quick"))
-        spoil(folder, uncommitted_changes=False)
+        spoil(folder, uncommitted_changes=False, commit="c" * 40)
         reference.publish(profiles.plan("quick"))
     return folder
 
@@ -451,10 +451,12 @@ def test_a_damaged_table_of_the_run_is_named(
             lambda workspace: spoil(workspace, uncommitted_changes=True),
             "run with uncommitted changes; commit them",
         ),
+        (lambda workspace: spoil(workspace, uncommitted_changes="unknown"), "run by an unknown commit"),
+        (lambda workspace: spoil(workspace, commit="unknown"), "run by an unknown commit"),
         (lambda workspace: spoil(workspace, notebooks={}), "not up to date: tiny; run"),
         (lambda workspace: table(workspace).write_text("seed,accuracy\n0,1.0\n"), "not up to date: tiny; run"),
     ],
-    ids=["uncommitted", "old manifest", "altered"],
+    ids=["uncommitted", "unknown changes", "unknown commit", "old manifest", "altered"],
 )
 def test_only_what_a_commit_made_is_published(
     workspace: Path,
@@ -470,6 +472,39 @@ def test_only_what_a_commit_made_is_published(
     assert message in printed
     assert len(printed.splitlines()) == 1
     assert {path: path.read_bytes() for path in published.rglob("*.*")} == before
+
+
+def test_publishing_takes_and_replaces_only_what_runs_and_publications_made(
+    workspace: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    published = workspace / "reference/quick"
+    mine = [
+        published / "notes.txt",
+        published / "tiny/mine_by_seed.csv",
+        workspace / "reference/.quick-1/thesis.txt",
+    ]
+    for path in [*mine, table(workspace).with_name("mine_by_seed.csv")]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (published / "tiny/old_by_seed.csv").write_text("published before")
+    told = reference.manifest(published)
+    told["tables"]["tiny/old_by_seed.csv"] = "its digest"
+    (published / "manifest.json").write_text(json.dumps(told))
+    status, printed = command("publish", "--profile", "quick")
+    assert status == 0
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert f"isorepro did not make it: {mine[0]}\n" in printed
+    assert not (published / "tiny/old_by_seed.csv").exists()
+    assert list(reference.manifest(published)["tables"]) == ["tiny/curves_by_seed.csv"]
+    # A table by hand where one is to be published.
+    told["tables"] = {}
+    (published / "manifest.json").write_text(json.dumps(told))
+    (published / "tiny/curves_by_seed.csv").write_text("mine")
+    status, printed = command("publish", "--profile", "quick")
+    assert status == 2
+    assert f"{published}/tiny/curves_by_seed.csv is in the way" in printed
+    assert (published / "tiny/curves_by_seed.csv").read_text() == "mine"
+    assert reference.manifest(published) == told
 
 
 def test_results_that_the_manifest_does_not_tell_of_are_told_by_the_next_run(workspace: Path) -> None:

@@ -2,12 +2,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -15,7 +17,7 @@ import pandas as pd
 import pytest
 from rocrate.rocrate import ROCrate
 
-from isorepro import book, paths, profiles, runner
+from isorepro import book, paths, profiles, provenance, runner
 from isorepro.errors import InputError, NotebookError
 
 PARAMETERS = """
@@ -179,7 +181,7 @@ def test_names_of_folders_and_text_values_are_no_format_strings(
     assert 'names = ["{1}", "%s"]' in (planned.folder / "notebooks/tiny.ipynb").read_text().replace('\\"', '"')
 
 
-def test_a_run_tells_how_it_was_made(workspace: Path) -> None:
+def test_a_run_tells_how_it_was_made(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = (
         BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"
     )
@@ -214,6 +216,42 @@ def test_a_run_tells_how_it_was_made(workspace: Path) -> None:
     began, ended = (datetime.fromisoformat(action[name]) for name in ("startTime", "endTime"))
     assert (ended - began).total_seconds() == pytest.approx(told["wall_seconds"], abs=0.01)
     assert action["instrument"]["version"].startswith(manifest["commit"])
+
+    monkeypatch.setattr(provenance, "_git", lambda *arguments: None)
+    provenance.write(planned)
+    (action,) = ROCrate(planned.folder).root_dataset["mentions"]
+    assert action["instrument"]["version"] == "unknown, changes unknown"
+    assert json.loads((planned.folder / "results/run/numbers.json").read_text())["commit"] == "unknown"
+    assert book._launch_buttons("unknown") == {}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "known", "changed"),
+    [
+        ("true", True, False),
+        ("echo 2 > isorepro/losses.py", True, True),
+        ("git config status.showUntrackedFiles no && touch isorepro/new.py", True, True),
+        ("echo no index > .git/index", True, "unknown"),
+        ("rm -r .git", False, "unknown"),  # within another repository
+        ("cp -r isorepro ../running && echo 2 > ../running/losses.py", False, "unknown"),  # ISOREPRO_ROOT
+    ],
+)
+def test_a_commit_is_that_of_the_code_that_runs_or_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str, known: bool, changed: bool | str
+) -> None:
+    ours = tmp_path / "ours"
+    (ours / "isorepro").mkdir(parents=True)
+    (ours / "isorepro/losses.py").write_text("1")
+    commit = "git init -q && git add . && git -c user.name=a -c user.email=a@b commit -qm a && git rev-parse HEAD"
+    heads = [subprocess.check_output(commit, shell=True, cwd=folder, text=True) for folder in (ours, tmp_path)]
+    subprocess.run(spoil, shell=True, cwd=ours, check=True)
+    running = tmp_path / "running"
+    monkeypatch.setattr(provenance, "__file__", str((running if running.exists() else ours / "isorepro") / "a.py"))
+    monkeypatch.setattr(paths, "ROOT", ours)
+    for name, value in {"GIT_DIR": tmp_path / ".git", "GIT_WORK_TREE": tmp_path}.items():
+        assert provenance.commit() == (heads[0].strip() if known else "unknown")
+        assert provenance.uncommitted_changes() == changed
+        monkeypatch.setenv(name, str(value))
 
 
 SIDE = """
@@ -372,16 +410,125 @@ def test_list_names_profiles_notebooks_and_parameters(
     assert "  rate: float = 0.5  how fast\n" in printed
 
 
-def test_clean_keeps_networks_unless_told_otherwise(
+def entries(folder: Path) -> dict[Path, bytes | None]:
+    """All that lies in a folder, with its content."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_a_second_run_and_clean_leave_all_that_no_run_made(
     workspace: Path, command: Callable[..., tuple[int, str]]
 ) -> None:
-    folders = [workspace / "output" / name for name in ("cache", "data", "quick")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    assert command("clean")[0] == 0
-    assert [folder.exists() for folder in folders] == [True, True, False]
+    output, elsewhere = workspace / "output", workspace / "elsewhere"
+    run, planned = output / "quick", profiles.plan("quick")
+    runner.run(planned)
+    kept = paths.write_atomically(output / f"cache/tables/{'a1' * 32}.json", "{}")
+    kept.with_name(f".{kept.name}.12-34.part").touch()
+    (run / "results/tiny/.numbers.json.12-34.part").touch()  # by a killed process
+    paths.scratch(run / ".running", "tiny")
+    # Moved away, as for want of space, and now a link: another's.
+    shutil.move(run / "results/run", elsewhere / "run")
+    (run / "results/run").symlink_to(elsewhere / "run")
+    mine = {
+        *("notes.txt", "thesis/", "quick/thesis/", "quick/notebooks/mine.ipynb", "quick/records/mine.json"),
+        *("quick/results/tiny/notes.txt", "quick/results/tiny/figures/", "quick/.running/tiny-thesis/a.txt"),
+        *("quick/.running/book-1/a.txt", "cache/tables/mine.json"),
+    }
+    for name in mine:
+        path = output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.write_text("mine")
+    assert runner.outdated(planned) == []
+    left = entries(elsewhere) | {run / "results/run": None}
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", BODY.format(folder=workspace).replace("tiny", "other"))
+    with pytest.raises(InputError, match=r"results/run is in the way, and isorepro did not make it"):
+        runner.run(planned)
+    assert not (run / "results/tiny/numbers.json").exists()
+    status, printed = command("clean")
+    assert status == 0
+    assert kept.exists()
     assert command("clean", "--all")[0] == 0
-    assert not any(folder.exists() for folder in folders)
+    left |= {output / name: None if name.endswith("/") else b"mine" for name in mine}
+    marks = {output / "quick/.isorepro"}
+    folders = {parent for path in left for parent in path.parents if {output, elsewhere} & {*parent.parents}}
+    found = entries(output) | entries(elsewhere)
+    assert {*found} == {*left, *marks, *folders}
+    assert found.items() >= left.items()
+    for name in ("thesis", "quick/thesis", "quick/results/tiny/notes.txt", "quick/results/run"):
+        assert f"isorepro did not make it: {output / name}\n" in printed
+    assert "a.txt" not in printed  # of a folder of theirs the folder
+
+
+def test_clean_waits_for_no_run_and_takes_nothing_from_one(
+    workspace: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    with runner.alone(profiles.plan("quick").folder, "tiny"):
+        before = entries(workspace)
+        status, printed = command("clean", "--all")
+    assert (status, len(printed.splitlines())) == (2, 1)
+    assert printed.startswith("error: a run is at work in ")
+    assert entries(workspace) == before
+    assert command("clean")[0] == 0
+    assert not list((workspace / "output").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("there", "link"),
+    [
+        ("quick/thesis.txt", None),
+        (".isorepro quick/results/tiny/numbers.json", None),
+        (".isorepro elsewhere/tiny/numbers.json", "quick/results"),
+        (".isorepro elsewhere", "quick/records/tiny.json"),
+    ],
+)
+def test_a_run_neither_writes_to_a_folder_of_others_nor_over_their_files(
+    workspace: Path, command: Callable[..., tuple[int, str]], there: str, link: str | None
+) -> None:
+    output = workspace / "output"
+    if there.startswith(".isorepro "):
+        paths.claim(output / "quick")
+    path = output / there.removeprefix(".isorepro ")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    if link:
+        (output / link).parent.mkdir(exist_ok=True)
+        (output / link).symlink_to(output / "elsewhere")
+    status, printed = command("reproduce")
+    assert status == 2
+    (told,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert str(output / link if link else path if path.parent.name == "tiny" else path.parent) in told
+    assert path.read_text() == "mine"
+    assert not link or (output / link).is_symlink()
+    assert not (output / "elsewhere/run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *product(["ISOREPRO_OUTPUT", "ISOREPRO_ROOT"], ["", "d", "~/d"]),
+        *product(["ISOREPRO_OUTPUT"], ["/", "/me", "/me/..", "/link", "/ours", "/theirs"]),
+    ],
+)
+def test_no_command_takes_a_folder_that_is_not_for_products_alone(
+    workspace: Path,
+    command: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+) -> None:
+    for folder in ("me", "ours", "theirs/.git"):
+        (workspace / folder).mkdir(parents=True)
+    (workspace / "link").symlink_to(workspace / "me")
+    monkeypatch.setenv("HOME", str(workspace / "me"))
+    monkeypatch.setattr(paths, "ROOT", workspace / "ours")
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv(name, f"{workspace}{value}" if value[1:] and value[0] == "/" else value)
+    before = entries(workspace)
+    for arguments in (["clean"], ["reproduce"], ["list"], ["verify"], ["publish", "--profile", "quick"]):
+        status, printed = command(*arguments)
+        assert (status, len(printed.splitlines())) == (2, 1)
+        assert printed.startswith(f"error: {name}: must be ")
+        assert f"'{os.environ[name]}'" in printed
+        assert entries(workspace) == before
 
 
 def test_a_notebook_without_parameters_is_refused(workspace: Path) -> None:
@@ -494,8 +641,9 @@ def test_a_damaged_archive_ends_a_run_in_one_line(tmp_path: Path) -> None:
 
 def test_a_book_is_built_beside_what_a_killed_build_left(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = profiles.plan("quick")
-    left = planned.folder / ".running" / "book-1" / "_build"
-    left.mkdir(parents=True)
+    paths.claim(planned.folder)
+    left = paths.scratch(planned.folder / ".running", "book").rename(planned.folder / ".running/book-1") / "_build"
+    left.mkdir()
     drafts: list[Path] = []
 
     def assemble(_: object, draft: Path) -> None:
