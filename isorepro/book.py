@@ -14,7 +14,7 @@ import nbformat
 import yaml
 
 from isorepro import api_pages, claim_pages, lineage, paths
-from isorepro.errors import InputError, NotebookError
+from isorepro.errors import InputError, NotebookError, ended
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say
 from isorepro.runner import alone
@@ -67,12 +67,14 @@ def _build(planned: Plan) -> Path:
     command = [sys.executable, "-c", _JUPYTER_BOOK, "build", str(draft)]
     command += ["-W", "-n", "--keep-going"]
     with log.open("wb") as output:
-        status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
+        done = subprocess.run(command, stdout=output, stderr=output, env=paths.surroundings(), check=False)
     html = draft / "_build" / "html"
-    if status or not (html / "index.html").is_file():
+    if done.returncode or not (html / "index.html").is_file():
         lines = log.read_text(errors="replace").splitlines()
         faults = [line for line in lines if any(word in line for word in ("WARNING", "ERROR", "CRITICAL"))]
         first = next(iter([*faults, *lines[-1:]]), "")
+        if done.returncode < 0:
+            first = ended("its process", done.returncode)
         raise NotebookError(f"the book did not build: {first.strip()} (whole log: {log})")
     shutil.rmtree(target, ignore_errors=True)
     html.replace(target)

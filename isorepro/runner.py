@@ -6,6 +6,7 @@ Several runs may go on in one output folder at once: what one of them is at, the
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import yaml
 
 from isorepro import cluster, paths, profiles, provenance
 from isorepro.cluster import Slurm
-from isorepro.errors import NotebookError
+from isorepro.errors import InputError, NotebookError, ended
 from isorepro.profiles import Plan, digest
 from isorepro.progress import CHANNEL, clock, say, show
 
@@ -93,6 +94,7 @@ class _Desk:
 
     def __init__(self, planned: Plan, keys: Mapping[str, str], jobs: int) -> None:
         self.jobs = jobs
+        self.start_timeout = start_timeout()
         self.scheduler: str | None = None
         self.stopping = threading.Event()
         self._expected = {notebook: _expected_seconds(planned, notebook) for notebook in keys}
@@ -246,28 +248,71 @@ def _code_as_it_is(files: tuple[tuple[str, int, int], ...]) -> dict[str, str]:
     return {name: source_fingerprint(f"isorepro.{name}") for name, *_ in files if name not in ABOUT_RUNNING}
 
 
-# Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too. Two
-# kernels that start at once may choose the same port, and one is waited for in vain; a name of its own each has.
+# Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too. The
+# kernel is this Python, whatever "python3" is on the Jupyter path, and is asked at the end which package it imported.
+# Two kernels that start at once may choose the same port, and one is waited for in vain; a name of its own each has.
 _PAPERMILL = """
-import ctypes, os, sys, uuid
+import ast, ctypes, os, sys, uuid
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)
 if os.getppid() != int(os.environ["ISOREPRO_DRIVER"]):
     sys.exit("the run was killed")
 import yaml
+from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
-from papermill import execute_notebook
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from papermill import engines, execute_notebook
+from papermill.clientwrap import PapermillNotebookClient
 
-class Named(AsyncKernelManager):
+given, executed, parameters, folder, package, commit, timeout = sys.argv[1:]
+
+class Kernel(AsyncKernelManager):
+    kernel_spec = KernelSpec(**get_kernel_dict())
+
     def __init__(self, **given):
-        super().__init__(**given, transport="ipc", ip="@isorepro-" + uuid.uuid4().hex)
+        own = {"transport": "ipc", "ip": "@isorepro-" + uuid.uuid4().hex} if sys.platform == "linux" else {}
+        super().__init__(**given, **own)
 
-given, executed, parameters, folder = sys.argv[1:]
+class Client(PapermillNotebookClient):
+    def papermill_execute_cells(self):
+        try:
+            super().papermill_execute_cells()
+        except DeadKernelError:
+            sys.exit(f"the kernel ended with status {self.km.provisioner.process.returncode}")
+        wanted = "getattr(__import__('sys').modules.get('isorepro'), '__path__', [None])[0]"
+        asked = self.kc.execute("", silent=True, user_expressions={"package": wanted})
+        told = self.wait_for_reply(asked)["content"]["user_expressions"]["package"]
+        imported = ast.literal_eval(told["data"]["text/plain"])
+        if imported and os.path.realpath(imported) != os.path.realpath(package):
+            sys.exit(f"it imported the package of {imported}, not of {package}")
+        self.nb.metadata["isorepro"] = {"python": sys.executable, "package": imported, "commit": commit}
+
+class Engine(engines.Engine):
+    @classmethod
+    def execute_managed_notebook(cls, notebook, kernel_name, **_):
+        Client(notebook, kernel_manager_class=Kernel, kernel_name=kernel_name, startup_timeout=int(timeout)).execute()
+
+engines.papermill_engines.register("isorepro", Engine)
 with open(parameters) as file:
     values = yaml.safe_load(file)
-manager = {"kernel_manager_class": Named} if sys.platform == "linux" else {}
-execute_notebook(given, executed, values, kernel_name="python3", progress_bar=False, cwd=folder, **manager)
+execute_notebook(given, executed, values, "isorepro", kernel_name="python3", progress_bar=False, cwd=folder)
 """
+
+START_TIMEOUT = "ISOREPRO_START_TIMEOUT"
+"""Environment variable: seconds that a kernel may take to start; 300 without it."""
+
+
+def start_timeout() -> int:
+    """Return how many seconds a kernel may take to start: the environment variable :data:`START_TIMEOUT`, or 300.
+
+    Raises:
+        InputError: it is no whole number above 0.
+    """
+    given = os.environ.get(START_TIMEOUT, "300")
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"{START_TIMEOUT}: must be a whole number of seconds above 0, not {given!r}")
+    return int(given)
 
 
 def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk, run_id: str) -> dict[str, Any]:
@@ -285,7 +330,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
     given = paths.write_atomically(scratch / "parameters.yml", yaml.safe_dump(dict(values), sort_keys=False))
     channel.touch()
     (scratch / "kept").touch()
-    environment = os.environ | {
+    environment = paths.surroundings() | {
         "ISOREPRO_RUN": str(scratch),
         "ISOREPRO_OUTPUT": str(paths.output()),
         "ISOREPRO_DRIVER": str(os.getpid()),
@@ -295,13 +340,19 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         CHANNEL: str(channel),
         "MPLBACKEND": "agg",
         # The threads of a small sum would wait for each other on processors that workers keep busy.
-        "OMP_NUM_THREADS": "1",
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         # Empty where there is none, whatever the run itself was told.
         cluster.ADDRESS: desk.scheduler or "",
     }
     command = [sys.executable, "-c", _PAPERMILL, str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
-    command += [str(given), str(profiles.NOTEBOOKS)]
+    command += [
+        str(given),
+        str(profiles.NOTEBOOKS),
+        str(paths.PACKAGE),
+        provenance.commit(),
+        str(desk.start_timeout),
+    ]
     desk.begin(notebook, scratch / "share")
     began, started = datetime.now(UTC), time.monotonic()
     with log.open("wb") as output, channel.open() as lines:
@@ -325,7 +376,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
             desk.leave(notebook)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise NotebookError(_failure(notebook, executed, log))
+        raise NotebookError(_failure(notebook, executed, log, process.returncode))
     for product, target in {
         scratch / "results" / notebook: folder / "results" / notebook,
         executed: folder / "notebooks" / f"{notebook}.ipynb",
@@ -347,7 +398,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
     }
 
 
-def _failure(notebook: str, executed: Path, log: Path) -> str:
+def _failure(notebook: str, executed: Path, log: Path, status: int) -> str:
     # Cells are counted as in the source, without the one papermill puts in for the parameters.
     code = [
         cell
@@ -359,8 +410,13 @@ def _failure(notebook: str, executed: Path, log: Path) -> str:
             if found.output_type == "error":
                 last = f"{found.ename}: {found.evalue}".strip().splitlines()[-1]
                 return f"notebook '{notebook}', code cell {number}: {last} (kept at {executed})"
-    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-    return f"notebook '{notebook}': {lines[-1]} (log at {log})"
+    last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+    died = re.fullmatch(r"the kernel ended with status (-?\d+)", last)
+    if died or status < 0:
+        last = ended("its process", int(died[1]) if died else status)
+    if "Kernel didn't respond" in last:
+        last += f": {START_TIMEOUT} allows it more seconds than {start_timeout()}"
+    return f"notebook '{notebook}': {last} (log at {log})"
 
 
 def _cells(executed: Path) -> list[Any]:

@@ -16,6 +16,8 @@ import math
 import multiprocessing
 import os
 import platform
+import re
+import signal
 import threading
 import time
 import warnings
@@ -33,9 +35,10 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from isorepro import cluster, data, hierarchy, methods, paths
-from isorepro.errors import InputError, unknown
+from isorepro.errors import InputError, ended, unknown
 from isorepro.models import Stack
 from isorepro.progress import say, track
 from isorepro.training import TrainedModel, TrainingConfig, resolve_device, train
@@ -403,8 +406,12 @@ def _results(
     if todo:
         computed = _shared(todo, store, seen, jobs, least(list(todo)))
         before = f", {len(found)} kept from before" if found else ""
-        for key, result in track(computed, total=len(todo), what=f"{what}{before}"):
-            found[key] = result
+        try:
+            for key, result in track(computed, total=len(todo), what=f"{what}{before}"):
+                found[key] = result
+        except TerminatedWorkerError as error:
+            codes = [int(code) for code in re.findall(r"\((-?\d+)\)", str(error))] or [-signal.SIGKILL]
+            raise RuntimeError(f"{what}: {ended('a worker', min(codes))}") from None
     return found
 
 

@@ -77,6 +77,8 @@ class NumpyTanh(nn.Module):
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run the command line in this process; return its exit status and all it printed."""
+    for name in ("MATPLOTLIBRC", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")  # so that what it sets ends with the test
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["isorepro", *arguments])

@@ -223,12 +223,12 @@ def test_notebooks_run_side_by_side_on_the_processors_given(
         assert len({name for _, name in kernels}) == 2
 
 
-def driver(workspace: Path, before: str = "exec ") -> "subprocess.Popen[str]":
+def driver(workspace: Path, before: str = "exec ", **surroundings: str) -> "subprocess.Popen[str]":
     """A run of the tiny notebook, one of two in the profile so that no book is built, in a process of its own."""
     (workspace / "notebooks/profiles/quick.yml").write_text("tiny:\n  count: 3\nanother:\n")
     environment = os.environ | {"ISOREPRO_ROOT": str(workspace), "ISOREPRO_OUTPUT": str(workspace / "output")}
     command = ["bash", "-c", f"{before}{sys.executable} -m isorepro.cli reproduce --only tiny"]
-    environment["PYTHONPATH"] = str(Path(runner.__file__).parents[1])
+    environment |= {"PYTHONPATH": str(paths.PACKAGE.parent)} | surroundings
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -240,7 +240,7 @@ def wait_for(path: Path, seconds: float = 40) -> str:
     return path.read_text()
 
 
-@pytest.mark.parametrize("limit", [200, 4])
+@pytest.mark.parametrize("limit", [200, 1])
 def test_a_full_disk_is_told_in_one_line_and_nothing_is_lost(workspace: Path, limit: int) -> None:
     """A limit on the size of files, which a table or even the executed notebook exceeds, stands for the disk."""
     kept = driver(workspace)
@@ -315,10 +315,112 @@ def test_a_failing_cell_is_named_and_earlier_results_stay(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_a_kernel_that_dies_is_an_error(workspace: Path) -> None:
-    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", "import os\nos._exit(3)")
-    with pytest.raises(NotebookError, match=r"notebook 'tiny': .*log at"):
+HOSTILE = {
+    "home/.config/matplotlib/matplotlibrc": "text.usetex: True\n",
+    "home/.ipython/profile_default/startup/00.py": "import torch\ntorch.set_default_dtype(torch.float64)\n",
+    "home/.ipython/profile_default/ipython_config.py": "c.InteractiveShellApp.exec_lines = ['raise_here']\n",
+    "home/.local/share/jupyter/kernels/python3/kernel.json": '{"argv": ["/bin/false"], "language": "python"}',
+    "jupyter/kernels/python3/kernel.json": '{"argv": ["/bin/false"], "language": "python"}',
+    "other/isorepro/__init__.py": "raise ImportError('another copy')\n",
+    "other/matplotlibrc": "text.usetex: True\n",
+    "startup.py": "import numpy\nnumpy.float64 = numpy.float32\n",
+}
+"""What a user may have lying about: settings of libraries, and another kernel and package of the same names."""
+
+LEAKS = """
+import os, sys, matplotlib, numpy, pandas, torch
+from pathlib import Path
+from isorepro.results import Results
+from matplotlib import pyplot
+assert torch.get_default_dtype() == torch.float32
+assert numpy.dtype(numpy.float64).itemsize == 8
+assert not any(name in globals() for name in ("c", "raise_here"))
+assert not matplotlib.rcParams["text.usetex"]
+matplotlib.rcParams["text.usetex"] = True  # as from a file where the kernel starts
+def draw(narrow):
+    figure, axes = pyplot.subplots()
+    axes.set_title("50 % of $\\\\alpha_1$")
+    return figure
+Results("tiny").figure("drawn", draw, caption="c", alt="a", data=pandas.DataFrame({{"a": [1]}}))
+assert matplotlib.get_cachedir().startswith("{folder}/output/cache")
+"""
+
+
+def test_what_a_user_has_lying_about_is_ignored(workspace: Path) -> None:
+    for name, content in HOSTILE.items():
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / name).write_text(content)
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", LEAKS.format(folder=workspace))
+    done = driver(
+        workspace,
+        f"cd {paths.PACKAGE.parent}; exec ",
+        HOME=str(workspace / "home"),
+        JUPYTER_PATH=str(workspace / "jupyter"),
+        PYTHONPATH=str(workspace / "other"),
+        PYTHONSTARTUP=str(workspace / "startup.py"),
+        MATPLOTLIBRC=str(workspace / "other"),
+        OPENBLAS_NUM_THREADS="2",
+    )
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == 0, said
+    assert {str(path.relative_to(workspace)) for path in (workspace / "home").rglob("*") if path.is_file()} == {
+        name for name in HOSTILE if name.startswith("home")
+    }
+    told = nbformat.read(workspace / "output/quick/notebooks/tiny.ipynb", as_version=4).metadata["isorepro"]
+    assert (told["python"], told["package"]) == (sys.executable, str(paths.PACKAGE))
+
+
+def test_a_notebook_that_imported_another_copy_is_an_error(workspace: Path) -> None:
+    (workspace / "isorepro").mkdir()
+    (workspace / "isorepro/__init__.py").touch()
+    body = f"import sys\nsys.path.insert(0, '{workspace}')\nimport isorepro"
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
+    with pytest.raises(NotebookError, match=f"it imported the package of {workspace}/isorepro, not of ") as caught:
         runner.run(profiles.plan("quick"))
+    assert "\n" not in str(caught.value)
+    assert not (workspace / "output/quick/notebooks").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "message"),
+    [
+        (None, 0, "tiny: done in "),
+        ("1", 1, "error: notebook 'tiny': .*didn't respond in 1 seconds: ISOREPRO_START_TIMEOUT allows it more"),
+        ("0", 2, "error: ISOREPRO_START_TIMEOUT: must be a whole number of seconds above 0, not '0'"),
+        ("1.5", 2, "not '1.5'"),
+    ],
+)
+def test_a_kernel_that_starts_slowly_is_waited_for(
+    workspace: Path, seconds: str | None, status: int, message: str
+) -> None:
+    """A kernel kept busy as it starts: what takes this one 4 s takes others 75."""
+    slow = "import sys, time\nif any('ipykernel' in name for name in sys.orig_argv):\n    time.sleep(4)"
+    (workspace / "sitecustomize.py").write_text(slow)
+    given = {} if seconds is None else {runner.START_TIMEOUT: seconds}
+    path = f"{paths.PACKAGE.parent}:{workspace}"
+    done = driver(workspace, PYTHONPATH=path, **given)
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == status, said
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    assert runner.start_timeout() >= 2 * 75
+
+
+@pytest.mark.parametrize(
+    ("death", "told"),
+    [
+        ("os._exit(3)", "exit status 3"),
+        ("os.kill(os.getpid(), 9)", "signal 9"),
+        ("os.kill(os.getppid(), 9)", "signal 9"),
+    ],
+)
+def test_a_kernel_that_dies_is_an_error(workspace: Path, death: str, told: str) -> None:
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", f"import os\n{death}")
+    with pytest.raises(
+        NotebookError, match=rf"notebook 'tiny': its process ended with {told}.* \(log at"
+    ) as caught:
+        runner.run(profiles.plan("quick"))
+    assert ("--jobs 1" in str(caught.value)) == ("9" in told)
     assert not (workspace / "output/quick/notebooks").exists()
 
 
