@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -83,6 +83,10 @@ def _run_side_by_side(planned: Plan, keys: Mapping[str, str], jobs: int | None, 
             raise
 
 
+OWN = 15.0
+"""Processor seconds of a notebook that finds all its results kept, about: it starts, reads and draws."""
+
+
 class _Desk:
     """What the notebooks of a run share: processors, a cluster, the place where progress is shown, and the clock.
 
@@ -97,25 +101,39 @@ class _Desk:
         self.start_timeout = start_timeout()
         self.scheduler: str | None = None
         self.stopping = threading.Event()
-        self._expected = {notebook: _expected_seconds(planned, notebook) for notebook in keys}
+        self.began = time.time_ns()
+        self._expected = _expected_seconds(planned, keys)
         self.order = sorted(keys, key=lambda notebook: -self._expected[notebook])
+        self._interrupted = {name for name in keys if [*(planned.folder / ".running").glob(f"{name}-*")]}
         self._lock = threading.Lock()
-        self._shares: dict[str, Path] = {}
+        self._running: dict[str, tuple[Path, int]] = {}
         self._news: dict[str, str] = {}
         self._done: list[str] = []
-        self._started = time.monotonic()
+        self._spent = dict.fromkeys(keys, 0.0)
+        self._saved = dict.fromkeys(keys, 0.0)
+        self._started = self._last = time.monotonic()
 
-    def begin(self, notebook: str, share: Path) -> None:
-        """Give a notebook its share of the processors, which ``share`` will hold."""
+    def begin(self, notebook: str, scratch: Path) -> None:
+        """Give a notebook its share of the processors, which a file in its folder ``scratch`` will hold."""
         with self._lock:
-            self._shares[notebook] = share
+            self._count()
+            self._running[notebook] = (scratch, 0)
             self._share_out()
         say(f"{notebook}: running")
 
     def _share_out(self) -> None:
-        each, more = divmod(self.jobs, max(1, len(self._shares)))
-        for place, share in enumerate(self._shares.values()):
-            paths.write_atomically(share, str(max(1, each + (place < more))))
+        each, more = divmod(self.jobs, max(1, len(self._running)))
+        for place, (notebook, (scratch, _)) in enumerate(self._running.items()):
+            self._running[notebook] = (scratch, max(1, each + (place < more)))
+            paths.write_atomically(scratch / "share", str(self._running[notebook][1]))
+
+    def _count(self) -> None:
+        """Note what each notebook has had of the processors since the last time, and what was kept for it."""
+        now = time.monotonic()
+        for notebook, (scratch, share) in self._running.items():
+            self._spent[notebook] += share * (now - self._last)
+            self._saved[notebook] = _kept(scratch)[2]
+        self._last = now
 
     def tell(self, notebook: str, line: str) -> None:
         """Show a line of progress of a notebook, on a terminal beside those of the others."""
@@ -129,32 +147,65 @@ class _Desk:
         """Take a notebook off; its share, which is no longer written, goes to the others."""
         with self._lock:
             self._news.pop(notebook, None)
-            if self._shares.pop(notebook, None):
+            self._count()
+            if self._running.pop(notebook, None):
                 self._share_out()
 
     def end(self, notebook: str, done: str) -> None:
         """Say that and how a notebook was done, and how long the others may take."""
         with self._lock:
+            self._count()
             self._done.append(notebook)
-            known = sum(self._expected[name] for name in self._done)
-            left = sum(self._expected.values()) - known
-            gone = time.monotonic() - self._started
-            more = len(self._done) < len(self._expected)
-            rest = f", {clock(gone)} gone, about {clock(gone * left / known)} left" if more else ""
+            if not self._spent[notebook]:
+                self._expected[notebook] = 0.0  # another run did it: that tells nothing of this one
+            left = self._seconds_left()
+            rest = f", {clock(self._last - self._started)} gone, about {clock(left)} left" if left else ""
             say(f"{notebook}: {done} ({len(self._done)} of {len(self._expected)}{rest})")
 
+    def _seconds_left(self) -> float:
+        """Return about how long the notebooks not done yet may take; 0.0 if all are."""
+        cost = {notebook: spent + self._saved[notebook] for notebook, spent in self._spent.items()}
 
-def _expected_seconds(planned: Plan, notebook: str) -> float:
-    """Return about how long a notebook takes, compared with others: as when published, or as it last did here."""
-    published, of_paper = (
-        paths.DATA / "reference" / name / "manifest.json" for name in (planned.profile, "paper")
-    )
-    for manifest in (published, planned.folder / "manifest.json", of_paper):
-        try:
-            return max(1.0, float(json.loads(manifest.read_text())["notebooks"][notebook]["cpu_seconds"]))
-        except (OSError, ValueError, KeyError):
-            continue
-    return 1.0
+        def pace(notebooks: Iterable[str]) -> float:
+            """Return what they cost here for a second expected."""
+            chosen = list(notebooks)
+            return sum(cost[name] for name in chosen) / max(1e-9, sum(self._expected[name] for name in chosen))
+
+        begun = [*self._done, *self._running]
+        # Those that run have cost that much at least.
+        here = max(pace(self._done), pace(begun))
+        own = {notebook: here * min(OWN, seconds) for notebook, seconds in self._expected.items()}
+        computed = {notebook: max(0.0, spent - own[notebook]) for notebook, spent in self._spent.items()}
+        # As much of the others is kept as was of these, but for what an interrupted run was at.
+        telling = [notebook for notebook in begun if notebook not in self._interrupted]
+        saved = sum(self._saved[notebook] for notebook in telling)
+        fresh = 1 - saved / max(1e-9, saved + sum(computed[notebook] for notebook in telling))
+        left = 0.0
+        for notebook in self._expected.keys() - self._done:
+            begins = notebook not in self._running
+            rest = self._expected[notebook] * here - own[notebook] - self._saved[notebook] - computed[notebook]
+            left += max(0.0, own[notebook] - self._spent[notebook])
+            left += max(0.0, rest) * (fresh if begins or self._saved[notebook] else 1)
+        return left / self.jobs
+
+
+def _expected_seconds(planned: Plan, notebooks: Iterable[str]) -> dict[str, float]:
+    """Return about how many processor seconds each notebook takes if nothing is kept: as here, or as published."""
+    reference = paths.DATA / "reference"
+    table = reference / "seconds.yml"
+    shipped = yaml.safe_load(table.read_text()).get(planned.profile, {}) if table.is_file() else {}
+    told = _cold(planned.folder) | shipped | _cold(reference / planned.profile)
+    usual = sum(told.values()) / max(1, len(told)) or 1.0
+    return {notebook: told.get(notebook, usual) for notebook in notebooks}
+
+
+def _cold(folder: Path) -> dict[str, float]:
+    """Return the seconds from nothing that a folder's manifest tells; those of older versions tell none."""
+    try:
+        records = json.loads((folder / "manifest.json").read_text())["notebooks"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return {name: record["cold_seconds"] for name, record in records.items() if record.get("cold_seconds")}
 
 
 def _run_one(planned: Plan, notebook: str, key: str, desk: _Desk) -> bool:
@@ -249,8 +300,8 @@ def _code_as_it_is(files: tuple[tuple[str, int, int], ...]) -> dict[str, str]:
 
 
 # Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too. The
-# kernel is this Python, whatever "python3" is on the Jupyter path, and is asked at the end which package it imported.
-# Two kernels that start at once may choose the same port, and one is waited for in vain; a name of its own each has.
+# kernel is this Python, whatever "python3" is on the Jupyter path, and says at the end which package it imported.
+# Two kernels that start at once may choose the same port, and one waits in vain; a name of its own each has.
 _PAPERMILL = """
 import ast, ctypes, os, sys, uuid
 if sys.platform == "linux":
@@ -291,7 +342,8 @@ class Client(PapermillNotebookClient):
 class Engine(engines.Engine):
     @classmethod
     def execute_managed_notebook(cls, notebook, kernel_name, **_):
-        Client(notebook, kernel_manager_class=Kernel, kernel_name=kernel_name, startup_timeout=int(timeout)).execute()
+        own = {"kernel_manager_class": Kernel, "kernel_name": kernel_name}
+        Client(notebook, startup_timeout=int(timeout), **own).execute()
 
 engines.papermill_engines.register("isorepro", Engine)
 with open(parameters) as file:
@@ -336,6 +388,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         "ISOREPRO_DRIVER": str(os.getpid()),
         "ISOREPRO_SHARE": str(scratch / "share"),
         "ISOREPRO_KEPT": str(scratch / "kept"),
+        "ISOREPRO_BEGAN": str(desk.began),
         "ISOREPRO_RUN_ID": run_id,
         CHANNEL: str(channel),
         "MPLBACKEND": "agg",
@@ -353,7 +406,7 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         provenance.commit(),
         str(desk.start_timeout),
     ]
-    desk.begin(notebook, scratch / "share")
+    desk.begin(notebook, scratch)
     began, started = datetime.now(UTC), time.monotonic()
     with log.open("wb") as output, channel.open() as lines:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -382,20 +435,32 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         executed: folder / "notebooks" / f"{notebook}.ipynb",
     }.items():
         _replace(product, target)
-    # A line for each sweep: how many results it had, and how many of them were kept from before.
-    sweeps = [line.split() for line in (scratch / "kept").read_text().splitlines()]
+    results, kept, saved = _kept(scratch)
+    processor_seconds = usage.ru_utime + usage.ru_stime
     shutil.rmtree(scratch)
     return {
         "parameters": dict(values),
         "started": began.isoformat(timespec="seconds"),
         "jobs": desk.jobs,
         "cluster": desk.scheduler is not None,
-        "results": sum(int(results) for results, _ in sweeps),
-        "kept": sum(int(kept) for _, kept in sweeps),
+        "results": int(results),
+        "kept": int(kept),
         "wall_seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "cpu_seconds": round(processor_seconds, 1),
+        # What a run from nothing takes; unknown where a cluster computed.
+        "cold_seconds": None if desk.scheduler else round(processor_seconds + saved, 1),
         "peak_memory_mib": round(usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)),
     }
+
+
+def _kept(scratch: Path) -> tuple[float, float, float]:
+    """Return of a notebook so far: how many results, how many of them kept, and the processor seconds those saved.
+
+    Only what is older than the run has saved any: of what its notebooks share, the first one bears the cost.
+    """
+    sweeps = [[float(number) for number in line.split()] for line in (scratch / "kept").read_text().splitlines()]
+    results, kept, saved = map(sum, zip((0.0, 0.0, 0.0), *sweeps, strict=True))
+    return results, kept, saved
 
 
 def _failure(notebook: str, executed: Path, log: Path, status: int) -> str:

@@ -56,7 +56,14 @@ Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function with its positional and named arguments."""
 
 KEPT = "ISOREPRO_KEPT"
-"""Environment variable naming a file to which each sweep adds a line: how many results it has, how many kept."""
+"""Environment variable naming a file to which each sweep adds a line: how many results it has, how many of them
+were kept, and the processor seconds that those older than :data:`BEGAN` once took."""
+
+BEGAN = "ISOREPRO_BEGAN"
+"""Environment variable: when the run began, in nanoseconds since 1970."""
+
+SECONDS = "seconds"
+"""Where a table and its file note the processor seconds it took."""
 
 Result = TypeVar("Result")
 
@@ -397,7 +404,8 @@ def _results(
     todo = {key: task for key, task in tasks.items() if key not in found}
     if KEPT in os.environ:
         with Path(os.environ[KEPT]).open("a") as file:
-            file.write(f"{len(tasks)} {len(found)}\n")
+            saved = sum(_cost(found[key]) for key in found if seen[key] < int(os.environ[BEGAN]))
+            file.write(f"{len(tasks)} {len(found)} {saved:.3f}\n")
     if added := _added_datasets():
         todo = {
             key: (partial(_with_datasets, added, function), args, given)
@@ -466,6 +474,11 @@ def _shared(
         if len(elsewhere) == len(waiting):
             time.sleep(0.2)
         waiting = elsewhere
+
+
+def _cost(result: Any) -> float:
+    """Return the processor seconds that a network or a table took; 0.0 for a table kept before they were noted."""
+    return result.processor_seconds if isinstance(result, TrainedModel) else result.attrs.get(SECONDS, 0.0)
 
 
 def _changed(path: Path) -> int:
@@ -571,13 +584,27 @@ def _one_thread(
     key: str, function: Callable[..., Any], args: tuple[Any, ...], parameters: dict[str, Any]
 ) -> tuple[str, Any]:
     _end_with_parent()
-    # One thread whatever the number of workers: sums are split by thread, so the bits depend on it.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = [get() for get, *_ in _AS_PUBLISHED]
+    started = time.process_time()
     try:
-        return key, function(*args, **parameters)
+        for _, use, value in _AS_PUBLISHED:
+            use(value)
+        result = function(*args, **parameters)
+        if isinstance(result, pd.DataFrame):
+            result.attrs[SECONDS] = time.process_time() - started
+        return key, result
     finally:
-        torch.set_num_threads(threads)
+        for (_, use, _), value in zip(_AS_PUBLISHED, before, strict=True):
+            use(value)
+
+
+# One thread whatever the number of workers: sums are split by thread, so the bits depend on it. The others are for
+# those who have set them in their session, of which the key of a result knows nothing.
+_AS_PUBLISHED: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (
+    (torch.get_num_threads, torch.set_num_threads, 1),
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+)
 
 
 def _end_with_parent() -> None:
@@ -626,7 +653,7 @@ def _read_model(path: Path) -> TrainedModel | None:
             raise ValueError("its digest does not match its content")
         about = json.loads(metadata["about"])
         with torch.random.fork_rng(devices=[]):
-            model = Stack(**about["architecture"])
+            model = Stack(**about["architecture"]).float()
         model.load_state_dict(state)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         say(f"the kept network {path} is damaged and is trained again ({error})")
@@ -643,7 +670,7 @@ def _state_digest(state: dict[str, torch.Tensor], about: str) -> str:
 def _write_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Write a table and return it as it will be read, so that kept and fresh results are the same."""
     columns = json.dumps(table.to_dict("list"))
-    envelope = {"sha256": hashlib.sha256(columns.encode()).hexdigest(), "columns": columns}
+    envelope = {"sha256": hashlib.sha256(columns.encode()).hexdigest(), "columns": columns, SECONDS: _cost(table)}
     paths.write_atomically(path, json.dumps(envelope))
     return pd.DataFrame(json.loads(columns))
 
@@ -655,7 +682,9 @@ def _read_table(path: Path) -> pd.DataFrame | None:
         envelope = json.loads(path.read_text())
         if hashlib.sha256(envelope["columns"].encode()).hexdigest() != envelope["sha256"]:
             raise ValueError("its digest does not match its content")
-        return pd.DataFrame(json.loads(envelope["columns"]))
+        table = pd.DataFrame(json.loads(envelope["columns"]))
+        table.attrs[SECONDS] = float(envelope.get(SECONDS, 0.0))
+        return table
     except (ValueError, KeyError, TypeError) as error:
         say(f"the kept table {path} is damaged and is measured again ({error})")
         return None

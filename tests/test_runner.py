@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from rocrate.rocrate import ROCrate
 
 from isorepro import book, paths, profiles, runner
@@ -511,6 +513,82 @@ def test_a_file_that_is_no_notebook_is_refused(workspace: Path) -> None:
     (workspace / "notebooks" / "tiny.ipynb").write_text("not a notebook")
     with pytest.raises(InputError, match="notebook 'tiny' is not a readable notebook file"):
         profiles.plan("quick")
+
+
+# A run of profile paper from nothing on another processor than the one whose costs are shipped, in its seconds.
+EPYC = {
+    **{"torus": 1432.7, "beyond_methods": 1152, "mnist_hierarchy": 1272.9, "evaluation_health": 981.1},
+    **{"beyond_search": 856.6, "mnist_structure": 635.5, "beyond_data": 406.1, "decision_boundary": 251.5},
+    **{"mnist_robustness": 221.9, "beyond_corruptions": 206, "rings": 41.9, "mnist_explorer": 23.8},
+}
+COSTS = yaml.safe_load((paths.DATA / "reference" / "seconds.yml").read_text())
+KEPT = {"torus": 23.9, "beyond_methods": 20, "mnist_hierarchy": 20.1, "evaluation_health": 20, "beyond_search": 18}
+"""What notebooks of a paper run took that had all their results kept."""
+
+
+def uneven(costs: dict[str, float], speed: float) -> dict[str, float]:
+    """Costs on a machine that takes ``speed`` times as long, one notebook a tenth longer, the next one shorter."""
+    return {name: seconds * speed * (1.1, 0.9)[place % 2] for place, (name, seconds) in enumerate(costs.items())}
+
+
+@pytest.mark.parametrize("jobs", [2, 4])
+@pytest.mark.parametrize(
+    ("profile", "truth", "saved"),
+    [
+        ("paper", EPYC, {}),
+        ("paper", {name: 2.1 * seconds for name, seconds in EPYC.items() if name != "beyond_search"}, {}),
+        ("quick", uneven(COSTS["quick"], 1.7), {}),
+        ("quick", uneven(COSTS["quick"], 0.6), {}),
+        ("smoke", uneven(COSTS["smoke"], 2), {}),
+        ("paper", {name: KEPT.get(name, 17.0) for name in EPYC}, EPYC),
+        ("paper", EPYC | {"torus": 700.0, "mnist_hierarchy": 600.0}, {"torus": 730.0, "mnist_hierarchy": 670.0}),
+        ("own", {"a": 500.0, "b": 200.0, "c": 60.0, "d": 40.0, "e": 300.0, "f": 100.0}, {}),
+    ],
+)
+def test_the_time_left_is_told_within_a_third(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    profile: str,
+    truth: dict[str, float],
+    saved: dict[str, float],
+    jobs: int,
+) -> None:
+    """A run on a clock of the test's own, its notebooks side by side, from a quarter of its time on."""
+    now = 0.0
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: now, time_ns=lambda: 0))
+    folder = tmp_path / profile
+    folder.mkdir()
+    recorded = {name: {"cold_seconds": seconds / 3} for name, seconds in truth.items()}
+    (folder / "manifest.json").write_text(json.dumps({"notebooks": recorded}))
+    for name in saved.keys() if len(saved) < len(truth) else ():  # a run that was interrupted was at these
+        (folder / ".running" / f"{name}-1").mkdir(parents=True)
+    desk = runner._Desk(profiles.Plan(profile, folder, {}), dict.fromkeys(truth, "key"), jobs)
+    waiting, left, told = list(desk.order), dict(truth), []
+    running: list[str] = []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.append(waiting.pop(0))
+            scratch = tmp_path / running[-1]
+            scratch.mkdir()
+            (scratch / "kept").write_text(f"3 1 {saved.get(running[-1], 0)}\n")
+            desk.begin(running[-1], scratch)
+        speed = {name: int((tmp_path / name / "share").read_text()) for name in running}
+        first = min(running, key=lambda name: left[name] / speed[name])
+        step = left[first] / speed[first]
+        now += step
+        for name in running:
+            left[name] -= speed[name] * step
+        running.remove(first)
+        desk.leave(first)
+        capsys.readouterr()
+        desk.end(first, "done")
+        if found := re.search(r"(\d+):(\d+) gone, about (\d+):(\d+) left", capsys.readouterr().err):
+            minutes, seconds = map(int, found.groups()[2:])
+            told.append((now, 60 * minutes + seconds))
+    late = [(then, estimate / (now - then)) for then, estimate in told if now / 4 <= then and now - then > 5]
+    assert late
+    assert all(0.7 < ratio < 1.3 for _, ratio in late), late
 
 
 @pytest.mark.slow
