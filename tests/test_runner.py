@@ -155,13 +155,15 @@ def test_a_run_tells_how_it_was_made(workspace: Path) -> None:
     body = (
         BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"
     )
+    body += "\nimport os\nPath(os.environ['ISOREPRO_KEPT']).write_text('4 2 7.5\\n3 1 0.5\\n')"
     write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
     planned = profiles.plan("quick")
     runner.run(planned, 2)
     manifest = json.loads((planned.folder / "manifest.json").read_text())
     told = manifest["notebooks"]["tiny"]
     assert told["id"] == runner.notebook_key("tiny", planned.notebooks["tiny"])[:12]
-    assert (told["jobs"], told["results"], told["kept"]) == (2, 0, 0)
+    assert (told["jobs"], told["results"], told["kept"]) == (2, 7, 3)
+    assert told["cold_seconds"] == pytest.approx(told["cpu_seconds"] + 8, abs=0.2)
     assert pd.read_csv(planned.folder / "results/tiny/t.csv")["run"].item() == told["id"]
     assert {
         "commit",
@@ -600,7 +602,14 @@ def test_interrupted_half_way_it_resumes_with_the_same_numbers(output: Path, tmp
     for name, stop in (("stopped", True), ("whole", False)):
         environment = os.environ | {"ISOREPRO_OUTPUT": str(tmp_path / name)}
         if stop:
-            process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+            # In the background, a shell has these tests ignore Ctrl-C, and a process hands that on.
+            process = subprocess.Popen(
+                arguments,
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
             models = tmp_path / name / "cache" / "models"
             deadline = time.monotonic() + 90
             while not (models.exists() and list(models.glob("*.safetensors"))):
