@@ -28,8 +28,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh output folder, so that nothing kept from another run is used."""
     folder = tmp_path_factory.mktemp("output")
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("ISOREPRO_")]:
-            patch.delenv(name)  # of whoever started the tests
+        for name in {name for name in os.environ if name.startswith("ISOREPRO_")} - {"ISOREPRO_REQUIRE_BROWSER"}:
+            patch.delenv(name)  # a setting of whoever started the tests
         patch.setenv("ISOREPRO_OUTPUT", str(folder))
         yield folder
 
