@@ -17,7 +17,7 @@ import nbformat
 import yaml
 
 from isorepro import api_pages, claim_pages, lineage, paths, provenance
-from isorepro.errors import InputError, NotebookError
+from isorepro.errors import InputError, NotebookError, ended
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say, say_left
 from isorepro.runner import alone
@@ -70,12 +70,14 @@ def _build(planned: Plan) -> Path:
     command += ["-W", "-n", "--keep-going"]
     paths.note(log)
     with log.open("wb") as output:
-        status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
+        done = subprocess.run(command, stdout=output, stderr=output, env=paths.surroundings(), check=False)
     html = draft / "_build" / "html"
-    if status or not (html / "index.html").is_file():
+    if done.returncode or not (html / "index.html").is_file():
         lines = log.read_text(errors="replace").splitlines()
         faults = [line for line in lines if any(word in line for word in ("WARNING", "ERROR", "CRITICAL"))]
         first = next(iter([*faults, *lines[-1:]]), "")
+        if done.returncode < 0:
+            first = ended("its process", done.returncode)
         raise NotebookError(f"the book did not build: {first.strip()} (whole log: {log})")
     paths.write_atomically(stamp, "")  # until all pages are those of the digest
     say_left(paths.put(html, target))

@@ -1,5 +1,6 @@
 """The command line: ``isorepro reproduce | verify | publish | list | clean``."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,6 +46,8 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run the notebooks of a profile and build the book; what is up to date is not done again."""
+    # Before matplotlib is imported, here for the book, which reads them then.
+    os.environ.update({name: paths.surroundings()[name] for name in ("MATPLOTLIBRC", "MPLCONFIGDIR")})
     from isorepro import book, cluster, profiles, runner
 
     started = time.monotonic()

@@ -1,5 +1,6 @@
 """The errors a user can cause, each told in one line, and the checked base of every configuration."""
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Annotated, Any
@@ -25,6 +26,18 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> InputError:
     close = get_close_matches(name, allowed, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return InputError(f"unknown {kind} '{name}': allowed are {', '.join(allowed) or '(none)'}{hint}")
+
+
+def ended(what: str, status: int) -> str:
+    """Return in one line how a process ended before its time, and what to try if memory ran out.
+
+    Args:
+        what: the process.
+        status: its exit status, negative for a signal.
+    """
+    how = f"signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"exit status {status}"
+    hint = "; the system kills so when memory runs out: try --jobs 1 (ISOREPRO_JOBS=1) or smaller sizes"
+    return f"{what} ended with {how}{hint if status == -signal.SIGKILL else ''}; finished work is kept"
 
 
 def first_fault(error: ValidationError) -> str:

@@ -17,6 +17,7 @@ from isorepro.errors import InputError
 
 ROOT = Path(os.environ.get("ISOREPRO_ROOT", Path(__file__).resolve().parents[1]))
 DATA = ROOT / "data"
+PACKAGE = Path(__file__).resolve().parent
 
 MARK = ".isorepro"
 """The file in which a folder says what in it is ours."""
@@ -243,6 +244,32 @@ def _clear(folder: Path, ours: Set[Path], keep: Set[Path] = frozenset()) -> list
         with suppress(OSError):  # not empty
             path.rmdir()
     return sorted(others)
+
+
+_IGNORED = {
+    *("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR"),
+    *("PYTHONINSPECT", "PYTHONOPTIMIZE", "PYTHONSTARTUP", "PYTHONWARNINGS"),
+}
+_FOLDERS = {
+    *("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"),
+}
+
+
+def surroundings() -> dict[str, str]:
+    """Return the environment of what a run starts: this package first, none of the user's settings of libraries.
+
+    Their caches and settings lie in ``cache/libraries`` of the output folder, and stay between runs. What is
+    installed is found as ever, by the user's PYTHONPATH as well.
+    """
+    own, path = output() / "cache" / "libraries", os.environ.get("PYTHONPATH")
+    own.mkdir(parents=True, exist_ok=True)
+    (own / MARK).write_text(_SCRATCH)
+    return {name: value for name, value in os.environ.items() if name not in _IGNORED} | {
+        **{name: str(own / name.lower()) for name in _FOLDERS},
+        "MATPLOTLIBRC": os.devnull,
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *([path] if path else [])]),
+        "PYTHONUTF8": "1",
+    }
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:

@@ -7,11 +7,12 @@ import ast
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ import yaml
 
 from isorepro import cluster, paths, profiles, provenance, sources
 from isorepro.cluster import Slurm
-from isorepro.errors import NotebookError
+from isorepro.errors import InputError, NotebookError, ended
 from isorepro.profiles import Plan, digest
 from isorepro.progress import CHANNEL, clock, say, say_left, show
 
@@ -83,6 +84,10 @@ def _run_side_by_side(planned: Plan, keys: Mapping[str, str], jobs: int | None, 
             raise
 
 
+OWN = 15.0
+"""Processor seconds of a notebook that finds all its results kept, about: it starts, reads and draws."""
+
+
 class _Desk:
     """What the notebooks of a run share: processors, a cluster, the place where progress is shown, and the clock.
 
@@ -94,27 +99,42 @@ class _Desk:
 
     def __init__(self, planned: Plan, keys: Mapping[str, str], jobs: int) -> None:
         self.jobs = jobs
+        self.start_timeout = start_timeout()
         self.scheduler: str | None = None
         self.stopping = threading.Event()
-        self._expected = {notebook: _expected_seconds(planned, notebook) for notebook in keys}
+        self.began = time.time_ns()
+        self._expected = _expected_seconds(planned, keys)
         self.order = sorted(keys, key=lambda notebook: -self._expected[notebook])
+        self._interrupted = {name for name in keys if [*(planned.folder / ".running").glob(f"{name}-*")]}
         self._lock = threading.Lock()
-        self._shares: dict[str, Path] = {}
+        self._running: dict[str, tuple[Path, int]] = {}
         self._news: dict[str, str] = {}
         self._done: list[str] = []
-        self._started = time.monotonic()
+        self._spent = dict.fromkeys(keys, 0.0)
+        self._saved = dict.fromkeys(keys, 0.0)
+        self._started = self._last = time.monotonic()
 
-    def begin(self, notebook: str, share: Path) -> None:
-        """Give a notebook its share of the processors, which ``share`` will hold."""
+    def begin(self, notebook: str, scratch: Path) -> None:
+        """Give a notebook its share of the processors, which a file in its folder ``scratch`` will hold."""
         with self._lock:
-            self._shares[notebook] = share
+            self._count()
+            self._running[notebook] = (scratch, 0)
             self._share_out()
         say(f"{notebook}: running")
 
     def _share_out(self) -> None:
-        each, more = divmod(self.jobs, max(1, len(self._shares)))
-        for place, share in enumerate(self._shares.values()):
-            paths.write_atomically(share, str(max(1, each + (place < more))))
+        each, more = divmod(self.jobs, max(1, len(self._running)))
+        for place, (notebook, (scratch, _)) in enumerate(self._running.items()):
+            self._running[notebook] = (scratch, max(1, each + (place < more)))
+            paths.write_atomically(scratch / "share", str(self._running[notebook][1]))
+
+    def _count(self) -> None:
+        """Note what each notebook has had of the processors since the last time, and what was kept for it."""
+        now = time.monotonic()
+        for notebook, (scratch, share) in self._running.items():
+            self._spent[notebook] += share * (now - self._last)
+            self._saved[notebook] = _kept(scratch)[2]
+        self._last = now
 
     def tell(self, notebook: str, line: str) -> None:
         """Show a line of progress of a notebook, on a terminal beside those of the others."""
@@ -128,32 +148,65 @@ class _Desk:
         """Take a notebook off; its share, which is no longer written, goes to the others."""
         with self._lock:
             self._news.pop(notebook, None)
-            if self._shares.pop(notebook, None):
+            self._count()
+            if self._running.pop(notebook, None):
                 self._share_out()
 
     def end(self, notebook: str, done: str) -> None:
         """Say that and how a notebook was done, and how long the others may take."""
         with self._lock:
+            self._count()
             self._done.append(notebook)
-            known = sum(self._expected[name] for name in self._done)
-            left = sum(self._expected.values()) - known
-            gone = time.monotonic() - self._started
-            more = len(self._done) < len(self._expected)
-            rest = f", {clock(gone)} gone, about {clock(gone * left / known)} left" if more else ""
+            if not self._spent[notebook]:
+                self._expected[notebook] = 0.0  # another run did it: that tells nothing of this one
+            left = self._seconds_left()
+            rest = f", {clock(self._last - self._started)} gone, about {clock(left)} left" if left else ""
             say(f"{notebook}: {done} ({len(self._done)} of {len(self._expected)}{rest})")
 
+    def _seconds_left(self) -> float:
+        """Return about how long the notebooks not done yet may take; 0.0 if all are."""
+        cost = {notebook: spent + self._saved[notebook] for notebook, spent in self._spent.items()}
 
-def _expected_seconds(planned: Plan, notebook: str) -> float:
-    """Return about how long a notebook takes, compared with others: as when published, or as it last did here."""
-    published, of_paper = (
-        paths.DATA / "reference" / name / "manifest.json" for name in (planned.profile, "paper")
-    )
-    for manifest in (published, planned.folder / "manifest.json", of_paper):
-        try:
-            return max(1.0, float(json.loads(manifest.read_text())["notebooks"][notebook]["cpu_seconds"]))
-        except (OSError, ValueError, KeyError):
-            continue
-    return 1.0
+        def pace(notebooks: Iterable[str]) -> float:
+            """Return what they cost here for a second expected."""
+            chosen = list(notebooks)
+            return sum(cost[name] for name in chosen) / max(1e-9, sum(self._expected[name] for name in chosen))
+
+        begun = [*self._done, *self._running]
+        # Those that run have cost that much at least.
+        here = max(pace(self._done), pace(begun))
+        own = {notebook: here * min(OWN, seconds) for notebook, seconds in self._expected.items()}
+        computed = {notebook: max(0.0, spent - own[notebook]) for notebook, spent in self._spent.items()}
+        # As much of the others is kept as was of these, but for what an interrupted run was at.
+        telling = [notebook for notebook in begun if notebook not in self._interrupted]
+        saved = sum(self._saved[notebook] for notebook in telling)
+        fresh = 1 - saved / max(1e-9, saved + sum(computed[notebook] for notebook in telling))
+        left = 0.0
+        for notebook in self._expected.keys() - self._done:
+            begins = notebook not in self._running
+            rest = self._expected[notebook] * here - own[notebook] - self._saved[notebook] - computed[notebook]
+            left += max(0.0, own[notebook] - self._spent[notebook])
+            left += max(0.0, rest) * (fresh if begins or self._saved[notebook] else 1)
+        return left / self.jobs
+
+
+def _expected_seconds(planned: Plan, notebooks: Iterable[str]) -> dict[str, float]:
+    """Return about how many processor seconds each notebook takes if nothing is kept: as here, or as published."""
+    reference = paths.DATA / "reference"
+    table = reference / "seconds.yml"
+    shipped = yaml.safe_load(table.read_text()).get(planned.profile, {}) if table.is_file() else {}
+    told = _cold(planned.folder) | shipped | _cold(reference / planned.profile)
+    usual = sum(told.values()) / max(1, len(told)) or 1.0
+    return {notebook: told.get(notebook, usual) for notebook in notebooks}
+
+
+def _cold(folder: Path) -> dict[str, float]:
+    """Return the seconds from nothing that a folder's manifest tells; those of older versions tell none."""
+    try:
+        records = json.loads((folder / "manifest.json").read_text())["notebooks"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return {name: record["cold_seconds"] for name, record in records.items() if record.get("cold_seconds")}
 
 
 def _run_one(planned: Plan, notebook: str, key: str, desk: _Desk) -> bool:
@@ -260,30 +313,74 @@ def _plain(cell: str) -> str:
     return cell
 
 
-# Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too. Two
-# kernels that start at once may choose the same port, and one is waited for in vain; a name of its own each has.
+# Papermill, ended when the process that started it is killed; its kernel looks after itself, and workers too. The
+# kernel is this Python, whatever "python3" is on the Jupyter path, and says at the end which package it imported.
+# Two kernels that start at once may choose the same port, and one waits in vain; a name of its own each has.
 _PAPERMILL = """
-import ctypes, os, sys, uuid
+import ast, ctypes, os, sys, uuid
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)
 if os.getppid() != int(os.environ["ISOREPRO_DRIVER"]):
     sys.exit("the run was killed")
 import yaml
+from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
-from papermill import execute_notebook
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from papermill import engines, execute_notebook
+from papermill.clientwrap import PapermillNotebookClient
 
-class Named(AsyncKernelManager):
-    def __init__(self, **given):
-        super().__init__(**given, transport="ipc", ip="@isorepro-" + uuid.uuid4().hex)
-
-given, executed, parameters, folder = sys.argv[1:]
+given, executed, parameters, folder, package, commit, timeout = sys.argv[1:]
 # Papermill takes the names of files for format strings.
 given, executed = (name.replace("{", "{{").replace("}", "}}") for name in (given, executed))
+
+class Kernel(AsyncKernelManager):
+    kernel_spec = KernelSpec(**get_kernel_dict())
+
+    def __init__(self, **given):
+        own = {"transport": "ipc", "ip": "@isorepro-" + uuid.uuid4().hex} if sys.platform == "linux" else {}
+        super().__init__(**given, **own)
+
+class Client(PapermillNotebookClient):
+    def papermill_execute_cells(self):
+        try:
+            super().papermill_execute_cells()
+        except DeadKernelError:
+            sys.exit(f"the kernel ended with status {self.km.provisioner.process.returncode}")
+        wanted = "getattr(__import__('sys').modules.get('isorepro'), '__path__', [None])[0]"
+        asked = self.kc.execute("", silent=True, user_expressions={"package": wanted})
+        told = self.wait_for_reply(asked)["content"]["user_expressions"]["package"]
+        imported = ast.literal_eval(told["data"]["text/plain"])
+        if imported and os.path.realpath(imported) != os.path.realpath(package):
+            sys.exit(f"it imported the package of {imported}, not of {package}")
+        self.nb.metadata["isorepro"] = {"python": sys.executable, "package": imported, "commit": commit}
+
+class Engine(engines.Engine):
+    @classmethod
+    def execute_managed_notebook(cls, notebook, kernel_name, **_):
+        own = {"kernel_manager_class": Kernel, "kernel_name": kernel_name}
+        Client(notebook, startup_timeout=int(timeout), **own).execute()
+
+engines.papermill_engines.register("isorepro", Engine)
 with open(parameters) as file:
     values = yaml.safe_load(file)
-manager = {"kernel_manager_class": Named} if sys.platform == "linux" else {}
-execute_notebook(given, executed, values, kernel_name="python3", progress_bar=False, cwd=folder, **manager)
+execute_notebook(given, executed, values, "isorepro", kernel_name="python3", progress_bar=False, cwd=folder)
 """
+
+START_TIMEOUT = "ISOREPRO_START_TIMEOUT"
+"""Environment variable: seconds that a kernel may take to start; 300 without it."""
+
+
+def start_timeout() -> int:
+    """Return how many seconds a kernel may take to start: the environment variable :data:`START_TIMEOUT`, or 300.
+
+    Raises:
+        InputError: it is no whole number above 0.
+    """
+    given = os.environ.get(START_TIMEOUT, "300")
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"{START_TIMEOUT}: must be a whole number of seconds above 0, not {given!r}")
+    return int(given)
 
 
 def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk, run_id: str) -> dict[str, Any]:
@@ -298,24 +395,31 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
     given = paths.write_atomically(scratch / "parameters.yml", yaml.safe_dump(dict(values), sort_keys=False))
     channel.touch()
     (scratch / "kept").touch()
-    environment = os.environ | {
+    environment = paths.surroundings() | {
         "ISOREPRO_RUN": str(scratch),
         "ISOREPRO_OUTPUT": str(paths.output()),
         "ISOREPRO_DRIVER": str(os.getpid()),
         "ISOREPRO_SHARE": str(scratch / "share"),
         "ISOREPRO_KEPT": str(scratch / "kept"),
+        "ISOREPRO_BEGAN": str(desk.began),
         "ISOREPRO_RUN_ID": run_id,
         CHANNEL: str(channel),
         "MPLBACKEND": "agg",
         # The threads of a small sum would wait for each other on processors that workers keep busy.
-        "OMP_NUM_THREADS": "1",
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         # Empty where there is none, whatever the run itself was told.
         cluster.ADDRESS: desk.scheduler or "",
     }
     command = [sys.executable, "-c", _PAPERMILL, str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
-    command += [str(given), str(profiles.NOTEBOOKS)]
-    desk.begin(notebook, scratch / "share")
+    command += [
+        str(given),
+        str(profiles.NOTEBOOKS),
+        str(paths.PACKAGE),
+        provenance.commit(),
+        str(desk.start_timeout),
+    ]
+    desk.begin(notebook, scratch)
     began, started = datetime.now(UTC), time.monotonic()
     with log.open("wb") as output, channel.open() as lines:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -338,29 +442,42 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
             desk.leave(notebook)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise NotebookError(_failure(notebook, executed, log))
+        raise NotebookError(_failure(notebook, executed, log, process.returncode))
     for product, target in {
         scratch / "results" / notebook: folder / "results" / notebook,
         executed: folder / "notebooks" / f"{notebook}.ipynb",
     }.items():
         say_left(paths.put(product, target))
-    # A line for each sweep: how many results it had, how many were kept from before, how many could not be kept.
-    sweeps = [line.split() for line in (scratch / "kept").read_text().splitlines()]
-    counts = [sum(int(line[place]) for line in sweeps) for place in range(3)]
+    results, kept, saved, unkept = _kept(scratch)
+    processor_seconds = usage.ru_utime + usage.ru_stime
     paths.discard(scratch)
     return {
         "parameters": dict(values),
         "started": began.isoformat(timespec="seconds"),
         "jobs": desk.jobs,
         "cluster": desk.scheduler is not None,
-        **dict(zip(("results", "kept", "unkept"), counts, strict=True)),
+        "results": int(results),
+        "kept": int(kept),
+        "unkept": int(unkept),
         "wall_seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "cpu_seconds": round(processor_seconds, 1),
+        # What a run from nothing takes; unknown where a cluster computed.
+        "cold_seconds": None if desk.scheduler else round(processor_seconds + saved, 1),
         "peak_memory_mib": round(usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)),
     }
 
 
-def _failure(notebook: str, executed: Path, log: Path) -> str:
+def _kept(scratch: Path) -> tuple[float, float, float, float]:
+    """Return of a notebook so far: results, how many of them kept, processor seconds saved, and results not kept.
+
+    Only what is older than the run has saved any: of what its notebooks share, the first one bears the cost.
+    """
+    sweeps = [[float(number) for number in line.split()] for line in (scratch / "kept").read_text().splitlines()]
+    results, kept, saved, unkept = map(sum, zip((0.0, 0.0, 0.0, 0.0), *sweeps, strict=True))
+    return results, kept, saved, unkept
+
+
+def _failure(notebook: str, executed: Path, log: Path, status: int) -> str:
     # Cells are counted as in the source, without the one papermill puts in for the parameters.
     code = [
         cell
@@ -372,8 +489,13 @@ def _failure(notebook: str, executed: Path, log: Path) -> str:
             if found.output_type == "error":
                 last = f"{found.ename}: {found.evalue}".strip().splitlines()[-1]
                 return f"notebook '{notebook}', code cell {number}: {last} (kept at {executed})"
-    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-    return f"notebook '{notebook}': {lines[-1]} (log at {log})"
+    last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+    died = re.fullmatch(r"the kernel ended with status (-?\d+)", last)
+    if died or status < 0:
+        last = ended("its process", int(died[1]) if died else status)
+    if "Kernel didn't respond" in last:
+        last += f": {START_TIMEOUT} allows it more seconds than {start_timeout()}"
+    return f"notebook '{notebook}': {last} (log at {log})"
 
 
 def _cells(executed: Path) -> list[Any]:

@@ -120,8 +120,10 @@ WIDE, NARROW = 8.2, 4.0
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the house style inside the context."""
-    with mpl.rc_context(STYLE):
+    """Draw in the house style inside the context, whatever the user's matplotlibrc or session says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
         yield
 
 

@@ -15,6 +15,8 @@ import math
 import multiprocessing
 import os
 import platform
+import re
+import signal
 import sys
 import threading
 import time
@@ -33,9 +35,10 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from isorepro import cluster, data, hierarchy, methods, paths, sources
-from isorepro.errors import InputError, unknown
+from isorepro.errors import InputError, ended, unknown
 from isorepro.models import Stack
 from isorepro.progress import say, track
 from isorepro.training import TrainedModel, TrainingConfig, dataset_of, resolve_device, train
@@ -53,7 +56,14 @@ Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A function with its positional and named arguments."""
 
 KEPT = "ISOREPRO_KEPT"
-"""Environment variable naming a file to which each sweep adds a line: how many results, kept, not to keep."""
+"""Environment variable naming a file to which each sweep adds a line: how many results it has, how many of them
+were kept, the processor seconds that those older than :data:`BEGAN` once took, and how many it does not keep."""
+
+BEGAN = "ISOREPRO_BEGAN"
+"""Environment variable: when the run began, in nanoseconds since 1970."""
+
+SECONDS = "seconds"
+"""Where a table and its file note the processor seconds it took."""
 
 Result = TypeVar("Result")
 
@@ -264,7 +274,11 @@ def _as_asked(
         )
     # A worker may also know, in the place of one of ours, what an earlier sweep had added.
     data.DATASETS.update({**_SHIPPED, **added})
-    return function(*args, **parameters), reached.faults()
+    started = time.process_time()
+    result = function(*args, **parameters)
+    if isinstance(result, pd.DataFrame):
+        result.attrs[SECONDS] = time.process_time() - started
+    return result, reached.faults()
 
 
 @cache
@@ -400,19 +414,30 @@ def _results(
     }
     # In this process, which alone has the code that was asked for.
     here = {key: todo.pop(key) for key in unkept}
-    kept_before, faults = len(found), dict[str, Sequence[str]]()
+    saved = sum(_cost(found[key]) for key in found if seen[key] < int(os.environ.get(BEGAN, 0)))
+    _tell_the_runner(len(tasks), len(found), saved, len(unkept))
+    faults: dict[str, Sequence[str]] = {}
     computed = itertools.chain(
         ((key, store.write(None, _one_thread(key, *task)[1][0])) for key, task in here.items()),
         _shared(todo, store, seen, jobs, least(list(todo)) if todo else 0.0, faults),
     )
     if here or todo:
-        for key, result in track(computed, total=len(here) + len(todo), what=f"{what}{before}"):
-            found[key] = result
-    _say_why(faults, "are not kept")
+        try:
+            for key, result in track(computed, total=len(here) + len(todo), what=f"{what}{before}"):
+                found[key] = result
+        except TerminatedWorkerError as error:
+            codes = [int(code) for code in re.findall(r"\((-?\d+)\)", str(error))] or [-signal.SIGKILL]
+            raise RuntimeError(f"{what}: {ended('a worker', min(codes))}") from None
+    if faults:
+        _say_why(faults, "are not kept")
+        _tell_the_runner(0, 0, 0.0, len(faults))
+    return found
+
+
+def _tell_the_runner(results: int, kept: int, saved: float, unkept: int) -> None:
     if KEPT in os.environ:
         with Path(os.environ[KEPT]).open("a") as file:
-            file.write(f"{len(tasks)} {kept_before} {len(unkept) + len(faults)}\n")
-    return found
+            file.write(f"{results} {kept} {saved:.3f} {unkept}\n")
 
 
 def _say_why(unkept: Mapping[str, Sequence[str]], what: str) -> None:
@@ -480,6 +505,11 @@ def _shared(
         if len(elsewhere) == len(waiting):
             time.sleep(0.2)
         waiting = elsewhere
+
+
+def _cost(result: Any) -> float:
+    """Return the processor seconds that a network or a table took; 0.0 for a table kept before they were noted."""
+    return result.processor_seconds if isinstance(result, TrainedModel) else result.attrs.get(SECONDS, 0.0)
 
 
 def _changed(path: Path) -> int:
@@ -588,13 +618,23 @@ def _one_thread(
     key: str, function: Callable[..., Any], args: tuple[Any, ...], parameters: dict[str, Any]
 ) -> tuple[str, Any]:
     _end_with_parent()
-    # One thread whatever the number of workers: sums are split by thread, so the bits depend on it.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = [get() for get, *_ in _AS_PUBLISHED]
     try:
+        for _, use, value in _AS_PUBLISHED:
+            use(value)
         return key, function(*args, **parameters)
     finally:
-        torch.set_num_threads(threads)
+        for (_, use, _), value in zip(_AS_PUBLISHED, before, strict=True):
+            use(value)
+
+
+# One thread whatever the number of workers: sums are split by thread, so the bits depend on it. The others are for
+# those who have set them in their session, of which the key of a result knows nothing.
+_AS_PUBLISHED: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (
+    (torch.get_num_threads, torch.set_num_threads, 1),
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+)
 
 
 def _end_with_parent() -> None:
@@ -645,7 +685,7 @@ def _read_model(path: Path) -> TrainedModel | None:
             raise ValueError("its digest does not match its content")
         about = json.loads(metadata["about"])
         with torch.random.fork_rng(devices=[]):
-            model = Stack(**about["architecture"])
+            model = Stack(**about["architecture"]).float()
         model.load_state_dict(state)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         say(f"the kept network {path} is damaged and is trained again ({error})")
@@ -662,7 +702,7 @@ def _state_digest(state: dict[str, torch.Tensor], about: str) -> str:
 def _write_table(path: Path | None, table: pd.DataFrame) -> pd.DataFrame:
     """Write a table, if it is to be kept, and return it as it will be read: fresh as well as kept."""
     columns = json.dumps(table.to_dict("list"))
-    envelope = {"sha256": hashlib.sha256(columns.encode()).hexdigest(), "columns": columns}
+    envelope = {"sha256": hashlib.sha256(columns.encode()).hexdigest(), "columns": columns, SECONDS: _cost(table)}
     if path:
         paths.write_atomically(path, json.dumps(envelope))
     return pd.DataFrame(json.loads(columns))
@@ -675,7 +715,9 @@ def _read_table(path: Path) -> pd.DataFrame | None:
         envelope = json.loads(path.read_text())
         if hashlib.sha256(envelope["columns"].encode()).hexdigest() != envelope["sha256"]:
             raise ValueError("its digest does not match its content")
-        return pd.DataFrame(json.loads(envelope["columns"]))
+        table = pd.DataFrame(json.loads(envelope["columns"]))
+        table.attrs[SECONDS] = float(envelope.get(SECONDS, 0.0))
+        return table
     except (ValueError, KeyError, TypeError) as error:
         say(f"the kept table {path} is damaged and is measured again ({error})")
         return None

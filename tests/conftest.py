@@ -28,6 +28,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh output folder, so that nothing kept from another run is used."""
     folder = tmp_path_factory.mktemp("output")
     with pytest.MonkeyPatch.context() as patch:
+        for name in {name for name in os.environ if name.startswith("ISOREPRO_")} - {"ISOREPRO_REQUIRE_BROWSER"}:
+            patch.delenv(name)  # a setting of whoever started the tests
         patch.setenv("ISOREPRO_OUTPUT", str(folder))
         yield folder
 
@@ -77,6 +79,8 @@ class NumpyTanh(nn.Module):
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run the command line in this process; return its exit status and all it printed."""
+    for name in ("MATPLOTLIBRC", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")  # so that what it sets ends with the test
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["isorepro", *arguments])

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from datetime import datetime
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from rocrate.rocrate import ROCrate
 
 from isorepro import book, paths, profiles, provenance, runner
@@ -185,13 +187,15 @@ def test_a_run_tells_how_it_was_made(workspace: Path, monkeypatch: pytest.Monkey
     body = (
         BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"
     )
+    body += "\nimport os\nPath(os.environ['ISOREPRO_KEPT']).write_text('4 2 7.5\\n3 1 0.5\\n')"
     write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
     planned = profiles.plan("quick")
     runner.run(planned, 2)
     manifest = json.loads((planned.folder / "manifest.json").read_text())
     told = manifest["notebooks"]["tiny"]
     assert told["id"] == runner.notebook_key("tiny", planned.notebooks["tiny"])[:12]
-    assert (told["jobs"], told["results"], told["kept"]) == (2, 0, 0)
+    assert (told["jobs"], told["results"], told["kept"]) == (2, 7, 3)
+    assert told["cold_seconds"] == pytest.approx(told["cpu_seconds"] + 8, abs=0.2)
     assert pd.read_csv(planned.folder / "results/tiny/t.csv")["run"].item() == told["id"]
     assert {
         "commit",
@@ -291,12 +295,12 @@ def test_notebooks_run_side_by_side_on_the_processors_given(
         assert len({name for _, name in kernels}) == 2
 
 
-def driver(workspace: Path, before: str = "exec ") -> "subprocess.Popen[str]":
+def driver(workspace: Path, before: str = "exec ", **surroundings: str) -> "subprocess.Popen[str]":
     """A run of the tiny notebook, one of two in the profile so that no book is built, in a process of its own."""
     (workspace / "notebooks/profiles/quick.yml").write_text("tiny:\n  count: 3\nanother:\n")
     environment = os.environ | {"ISOREPRO_ROOT": str(workspace), "ISOREPRO_OUTPUT": str(workspace / "output")}
     command = ["bash", "-c", f"{before}{sys.executable} -m isorepro.cli reproduce --only tiny"]
-    environment["PYTHONPATH"] = str(Path(runner.__file__).parents[1])
+    environment |= {"PYTHONPATH": str(paths.PACKAGE.parent)} | surroundings
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -308,7 +312,7 @@ def wait_for(path: Path, seconds: float = 40) -> str:
     return path.read_text()
 
 
-@pytest.mark.parametrize("limit", [200, 4])
+@pytest.mark.parametrize("limit", [200, 1])
 def test_a_full_disk_is_told_in_one_line_and_nothing_is_lost(workspace: Path, limit: int) -> None:
     """A limit on the size of files, which a table or even the executed notebook exceeds, stands for the disk."""
     kept = driver(workspace)
@@ -383,10 +387,112 @@ def test_a_failing_cell_is_named_and_earlier_results_stay(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_a_kernel_that_dies_is_an_error(workspace: Path) -> None:
-    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", "import os\nos._exit(3)")
-    with pytest.raises(NotebookError, match=r"notebook 'tiny': .*log at"):
+HOSTILE = {
+    "home/.config/matplotlib/matplotlibrc": "text.usetex: True\n",
+    "home/.ipython/profile_default/startup/00.py": "import torch\ntorch.set_default_dtype(torch.float64)\n",
+    "home/.ipython/profile_default/ipython_config.py": "c.InteractiveShellApp.exec_lines = ['raise_here']\n",
+    "home/.local/share/jupyter/kernels/python3/kernel.json": '{"argv": ["/bin/false"], "language": "python"}',
+    "jupyter/kernels/python3/kernel.json": '{"argv": ["/bin/false"], "language": "python"}',
+    "other/isorepro/__init__.py": "raise ImportError('another copy')\n",
+    "other/matplotlibrc": "text.usetex: True\n",
+    "startup.py": "import numpy\nnumpy.float64 = numpy.float32\n",
+}
+"""What a user may have lying about: settings of libraries, and another kernel and package of the same names."""
+
+LEAKS = """
+import os, sys, matplotlib, numpy, pandas, torch
+from pathlib import Path
+from isorepro.results import Results
+from matplotlib import pyplot
+assert torch.get_default_dtype() == torch.float32
+assert numpy.dtype(numpy.float64).itemsize == 8
+assert not any(name in globals() for name in ("c", "raise_here"))
+assert not matplotlib.rcParams["text.usetex"]
+matplotlib.rcParams["text.usetex"] = True  # as from a file where the kernel starts
+def draw(narrow):
+    figure, axes = pyplot.subplots()
+    axes.set_title("50 % of $\\\\alpha_1$")
+    return figure
+Results("tiny").figure("drawn", draw, caption="c", alt="a", data=pandas.DataFrame({{"a": [1]}}))
+assert matplotlib.get_cachedir().startswith("{folder}/output/cache")
+"""
+
+
+def test_what_a_user_has_lying_about_is_ignored(workspace: Path) -> None:
+    for name, content in HOSTILE.items():
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / name).write_text(content)
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", LEAKS.format(folder=workspace))
+    done = driver(
+        workspace,
+        f"cd {paths.PACKAGE.parent}; exec ",
+        HOME=str(workspace / "home"),
+        JUPYTER_PATH=str(workspace / "jupyter"),
+        PYTHONPATH=str(workspace / "other"),
+        PYTHONSTARTUP=str(workspace / "startup.py"),
+        MATPLOTLIBRC=str(workspace / "other"),
+        OPENBLAS_NUM_THREADS="2",
+    )
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == 0, said
+    assert {str(path.relative_to(workspace)) for path in (workspace / "home").rglob("*") if path.is_file()} == {
+        name for name in HOSTILE if name.startswith("home")
+    }
+    told = nbformat.read(workspace / "output/quick/notebooks/tiny.ipynb", as_version=4).metadata["isorepro"]
+    assert (told["python"], told["package"]) == (sys.executable, str(paths.PACKAGE))
+
+
+def test_a_notebook_that_imported_another_copy_is_an_error(workspace: Path) -> None:
+    (workspace / "isorepro").mkdir()
+    (workspace / "isorepro/__init__.py").touch()
+    body = f"import sys\nsys.path.insert(0, '{workspace}')\nimport isorepro"
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
+    with pytest.raises(NotebookError, match=f"it imported the package of {workspace}/isorepro, not of ") as caught:
         runner.run(profiles.plan("quick"))
+    assert "\n" not in str(caught.value)
+    assert not (workspace / "output/quick/notebooks").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "message"),
+    [
+        (None, 0, "tiny: done in "),
+        ("1", 1, "error: notebook 'tiny': .*didn't respond in 1 seconds: ISOREPRO_START_TIMEOUT allows it more"),
+        ("0", 2, "error: ISOREPRO_START_TIMEOUT: must be a whole number of seconds above 0, not '0'"),
+        ("1.5", 2, "not '1.5'"),
+    ],
+)
+def test_a_kernel_that_starts_slowly_is_waited_for(
+    workspace: Path, seconds: str | None, status: int, message: str
+) -> None:
+    """A kernel kept busy as it starts: what takes this one 4 s takes others 75."""
+    slow = "import sys, time\nif any('ipykernel' in name for name in sys.orig_argv):\n    time.sleep(4)"
+    (workspace / "sitecustomize.py").write_text(slow)
+    given = {} if seconds is None else {runner.START_TIMEOUT: seconds}
+    path = f"{paths.PACKAGE.parent}:{workspace}"
+    done = driver(workspace, PYTHONPATH=path, **given)
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == status, said
+    assert re.search(message, said), said
+    assert "Traceback" not in said
+    assert runner.start_timeout() >= 2 * 75
+
+
+@pytest.mark.parametrize(
+    ("death", "told"),
+    [
+        ("os._exit(3)", "exit status 3"),
+        ("os.kill(os.getpid(), 9)", "signal 9"),
+        ("os.kill(os.getppid(), 9)", "signal 9"),
+    ],
+)
+def test_a_kernel_that_dies_is_an_error(workspace: Path, death: str, told: str) -> None:
+    write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", f"import os\n{death}")
+    with pytest.raises(
+        NotebookError, match=rf"notebook 'tiny': its process ended with {told}.* \(log at"
+    ) as caught:
+        runner.run(profiles.plan("quick"))
+    assert ("--jobs 1" in str(caught.value)) == ("9" in told)
     assert not (workspace / "output/quick/notebooks").exists()
 
 
@@ -588,6 +694,82 @@ def test_a_file_that_is_no_notebook_is_refused(workspace: Path) -> None:
         profiles.plan("quick")
 
 
+# A run of profile paper from nothing on another processor than the one whose costs are shipped, in its seconds.
+EPYC = {
+    **{"torus": 1432.7, "beyond_methods": 1152, "mnist_hierarchy": 1272.9, "evaluation_health": 981.1},
+    **{"beyond_search": 856.6, "mnist_structure": 635.5, "beyond_data": 406.1, "decision_boundary": 251.5},
+    **{"mnist_robustness": 221.9, "beyond_corruptions": 206, "rings": 41.9, "mnist_explorer": 23.8},
+}
+COSTS = yaml.safe_load((paths.DATA / "reference" / "seconds.yml").read_text())
+KEPT = {"torus": 23.9, "beyond_methods": 20, "mnist_hierarchy": 20.1, "evaluation_health": 20, "beyond_search": 18}
+"""What notebooks of a paper run took that had all their results kept."""
+
+
+def uneven(costs: dict[str, float], speed: float) -> dict[str, float]:
+    """Costs on a machine that takes ``speed`` times as long, one notebook a tenth longer, the next one shorter."""
+    return {name: seconds * speed * (1.1, 0.9)[place % 2] for place, (name, seconds) in enumerate(costs.items())}
+
+
+@pytest.mark.parametrize("jobs", [2, 4])
+@pytest.mark.parametrize(
+    ("profile", "truth", "saved"),
+    [
+        ("paper", EPYC, {}),
+        ("paper", {name: 2.1 * seconds for name, seconds in EPYC.items() if name != "beyond_search"}, {}),
+        ("quick", uneven(COSTS["quick"], 1.7), {}),
+        ("quick", uneven(COSTS["quick"], 0.6), {}),
+        ("smoke", uneven(COSTS["smoke"], 2), {}),
+        ("paper", {name: KEPT.get(name, 17.0) for name in EPYC}, EPYC),
+        ("paper", EPYC | {"torus": 700.0, "mnist_hierarchy": 600.0}, {"torus": 730.0, "mnist_hierarchy": 670.0}),
+        ("own", {"a": 500.0, "b": 200.0, "c": 60.0, "d": 40.0, "e": 300.0, "f": 100.0}, {}),
+    ],
+)
+def test_the_time_left_is_told_within_a_third(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    profile: str,
+    truth: dict[str, float],
+    saved: dict[str, float],
+    jobs: int,
+) -> None:
+    """A run on a clock of the test's own, its notebooks side by side, from a quarter of its time on."""
+    now = 0.0
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: now, time_ns=lambda: 0))
+    folder = tmp_path / profile
+    folder.mkdir()
+    recorded = {name: {"cold_seconds": seconds / 3} for name, seconds in truth.items()}
+    (folder / "manifest.json").write_text(json.dumps({"notebooks": recorded}))
+    for name in saved.keys() if len(saved) < len(truth) else ():  # a run that was interrupted was at these
+        (folder / ".running" / f"{name}-1").mkdir(parents=True)
+    desk = runner._Desk(profiles.Plan(profile, folder, {}), dict.fromkeys(truth, "key"), jobs)
+    waiting, left, told = list(desk.order), dict(truth), []
+    running: list[str] = []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.append(waiting.pop(0))
+            scratch = tmp_path / running[-1]
+            scratch.mkdir()
+            (scratch / "kept").write_text(f"3 1 {saved.get(running[-1], 0)}\n")
+            desk.begin(running[-1], scratch)
+        speed = {name: int((tmp_path / name / "share").read_text()) for name in running}
+        first = min(running, key=lambda name: left[name] / speed[name])
+        step = left[first] / speed[first]
+        now += step
+        for name in running:
+            left[name] -= speed[name] * step
+        running.remove(first)
+        desk.leave(first)
+        capsys.readouterr()
+        desk.end(first, "done")
+        if found := re.search(r"(\d+):(\d+) gone, about (\d+):(\d+) left", capsys.readouterr().err):
+            minutes, seconds = map(int, found.groups()[2:])
+            told.append((now, 60 * minutes + seconds))
+    late = [(then, estimate / (now - then)) for then, estimate in told if now / 4 <= then and now - then > 5]
+    assert late
+    assert all(0.7 < ratio < 1.3 for _, ratio in late), late
+
+
 @pytest.mark.slow
 def test_interrupted_half_way_it_resumes_with_the_same_numbers(output: Path, tmp_path: Path) -> None:
     """A real run, stopped by Ctrl-C between two networks; compared with one that was left alone."""
@@ -597,7 +779,14 @@ def test_interrupted_half_way_it_resumes_with_the_same_numbers(output: Path, tmp
     for name, stop in (("stopped", True), ("whole", False)):
         environment = os.environ | {"ISOREPRO_OUTPUT": str(tmp_path / name)}
         if stop:
-            process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+            # In the background, a shell has these tests ignore Ctrl-C, and a process hands that on.
+            process = subprocess.Popen(
+                arguments,
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
             models = tmp_path / name / "cache" / "models"
             deadline = time.monotonic() + 90
             while not (models.exists() and list(models.glob("*.safetensors"))):

@@ -1,4 +1,5 @@
 import copy
+import functools
 import importlib
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -147,13 +149,13 @@ def test_attacks_and_their_tables_have_the_same_bits_whatever_the_number_of_proc
 ) -> None:
     models = sweep.train_all(CONFIGS, jobs=1)
     in_workers(monkeypatch)
-    made: list[tuple[dict[str, bytes], bytes]] = []
+    made: list[tuple[dict[str, str], bytes]] = []
     for jobs in (1, 2, 3):
         curves = sweep.measure(models, robustness.curves, jobs=jobs, epsilons=EPSILONS, pgd_steps=4, test_size=100)
         options = {"epsilons": EPSILONS, "images": 12, "pgd_steps": 4, "iterations": 5, "queries": 30}
         beside = ensemble.sources(models)
         attacked = sweep.measure(models, ensemble.curves, beside=beside, jobs=jobs, **options)
-        kept = {path.name: path.read_bytes() for path in (cache / "tables").glob("[!.]*")}
+        kept = {path.name: json.loads(path.read_text())["columns"] for path in (cache / "tables").glob("[!.]*")}
         made.append((kept, (curves.to_csv() + attacked.to_csv()).encode()))
         shutil.rmtree(cache / "tables")
     assert len(made[0][0]) == 8
@@ -223,9 +225,64 @@ def test_a_sweep_says_how_many_results_were_kept(
 ) -> None:
     (tmp_path / "kept").touch()
     monkeypatch.setenv(sweep.KEPT, str(tmp_path / "kept"))
-    sweep.train_all(CONFIGS[:1], jobs=1)
+    monkeypatch.setenv(sweep.BEGAN, "0")
+    first = sweep.train_all(CONFIGS[:1], jobs=1)
     sweep.train_all(CONFIGS, jobs=1)
-    assert (tmp_path / "kept").read_text().splitlines() == ["1 0 0", "4 1 0"]
+    monkeypatch.setenv(sweep.BEGAN, str(time.time_ns()))
+    measure = functools.partial(sweep.measure, first, _takes_long, jobs=1)
+    for _ in range(2):
+        sweep.train_all(CONFIGS[:1], jobs=1)
+        measure()
+        monkeypatch.setenv(sweep.BEGAN, str(time.time_ns()))
+    told = [line.split() for line in (tmp_path / "kept").read_text().splitlines()]
+    assert [line[:2] for line in told] == [["1", "0"], ["4", "1"], ["1", "1"], ["1", "0"], ["1", "1"], ["1", "1"]]
+    # What this run made itself, for another notebook, was not saved; what was there before was.
+    took = pytest.approx(first[0].processor_seconds, abs=1e-3)
+    assert [float(line[2]) for line in told] == [0, 0, took, 0, took, pytest.approx(0.3, rel=0.3)]
+
+
+def _takes_long(model: TrainedModel) -> pd.DataFrame:
+    ended = time.process_time() + 0.3
+    while time.process_time() < ended:
+        pass
+    return pd.DataFrame({"a": [1.0]})
+
+
+def test_what_a_session_has_set_moves_no_number(cache: Path) -> None:
+    """Trained, measured and read back with another default dtype and precision, all is the same bit for bit."""
+    options = {"jobs": 1, "epsilons": EPSILONS, "pgd_steps": 2, "test_size": 50}
+    found = []
+    for dtype, precision in ((torch.float32, "highest"), (torch.float64, "medium")):
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+        try:
+            models = sweep.train_all(CONFIGS[:2], jobs=1)
+            found.append((models, sweep.measure(models, robustness.curves, **options)))
+            assert same(models[0], sweep.train_all(CONFIGS[:1], jobs=1)[0])
+            assert (torch.get_default_dtype(), torch.get_float32_matmul_precision()) == (dtype, precision)
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_float32_matmul_precision("highest")
+        shutil.rmtree(cache)
+    assert all(map(same, *(models for models, _ in found)))
+    pd.testing.assert_frame_equal(found[0][1], found[1][1], check_exact=True)
+
+
+def _is_killed(model: TrainedModel, how: int) -> pd.DataFrame:
+    if model.config.seed == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), how)
+    return pd.DataFrame({"a": [1.0]})
+
+
+def test_a_worker_that_is_killed_is_told_with_what_to_try(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_workers_run", [0])
+    models = sweep.train_all(CONFIGS[:2], jobs=1)
+    for how, said in ((9, r"signal 9 \(Killed\); .*memory.*--jobs 1.*smaller sizes"), (6, r"signal 6 \(\w+\)")):
+        message = rf"^networks measured \(_is_killed\): a worker ended with {said}; finished work is kept$"
+        with pytest.raises(RuntimeError, match=message):
+            sweep.measure(models, _is_killed, how=how, jobs=2)
+    assert len(list((cache / "tables").iterdir())) == 2
 
 
 def test_two_sweeps_at_once_compute_nothing_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
