@@ -220,8 +220,41 @@ def test_an_interrupted_sweep_keeps_what_was_finished(cache: Path, monkeypatch: 
     assert written.items() <= files(cache).items()
 
 
+TIMED = """
+import os
+import time
+
+import pandas as pd
+
+
+def takes_long(model):
+    ended = time.process_time() + 0.3
+    while time.process_time() < ended:
+        pass
+    return pd.DataFrame({"a": [1.0]})
+
+
+def is_killed(model, how):
+    if model.config.seed == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), how)
+    return pd.DataFrame({"a": [1.0]})
+"""
+
+
+@pytest.fixture
+def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module of a user's own with measurements whose end is known."""
+    (tmp_path / "timed_of_mine.py").write_text(TIMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    # Workers that are there already would not find it.
+    joblib.externals.loky.get_reusable_executor().shutdown()
+    yield importlib.import_module("timed_of_mine")
+    del sys.modules["timed_of_mine"]
+
+
 def test_a_sweep_says_how_many_results_were_kept(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, timed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kept").touch()
     monkeypatch.setenv(sweep.KEPT, str(tmp_path / "kept"))
@@ -229,7 +262,7 @@ def test_a_sweep_says_how_many_results_were_kept(
     first = sweep.train_all(CONFIGS[:1], jobs=1)
     sweep.train_all(CONFIGS, jobs=1)
     monkeypatch.setenv(sweep.BEGAN, str(time.time_ns()))
-    measure = functools.partial(sweep.measure, first, _takes_long, jobs=1)
+    measure = functools.partial(sweep.measure, first, timed.takes_long, jobs=1)
     for _ in range(2):
         sweep.train_all(CONFIGS[:1], jobs=1)
         measure()
@@ -239,13 +272,6 @@ def test_a_sweep_says_how_many_results_were_kept(
     # What this run made itself, for another notebook, was not saved; what was there before was.
     took = pytest.approx(first[0].processor_seconds, abs=1e-3)
     assert [float(line[2]) for line in told] == [0, 0, took, 0, took, pytest.approx(0.3, rel=0.3)]
-
-
-def _takes_long(model: TrainedModel) -> pd.DataFrame:
-    ended = time.process_time() + 0.3
-    while time.process_time() < ended:
-        pass
-    return pd.DataFrame({"a": [1.0]})
 
 
 def test_what_a_session_has_set_moves_no_number(cache: Path) -> None:
@@ -268,20 +294,15 @@ def test_what_a_session_has_set_moves_no_number(cache: Path) -> None:
     pd.testing.assert_frame_equal(found[0][1], found[1][1], check_exact=True)
 
 
-def _is_killed(model: TrainedModel, how: int) -> pd.DataFrame:
-    if model.config.seed == 1:
-        time.sleep(0.5)
-        os.kill(os.getpid(), how)
-    return pd.DataFrame({"a": [1.0]})
-
-
-def test_a_worker_that_is_killed_is_told_with_what_to_try(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_killed_is_told_with_what_to_try(
+    cache: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sweep, "_workers_run", [0])
     models = sweep.train_all(CONFIGS[:2], jobs=1)
     for how, said in ((9, r"signal 9 \(Killed\); .*memory.*--jobs 1.*smaller sizes"), (6, r"signal 6 \(\w+\)")):
-        message = rf"^networks measured \(_is_killed\): a worker ended with {said}; finished work is kept$"
+        message = rf"^networks measured \(is_killed\): a worker ended with {said}; finished work is kept$"
         with pytest.raises(RuntimeError, match=message):
-            sweep.measure(models, _is_killed, how=how, jobs=2)
+            sweep.measure(models, timed.is_killed, how=how, jobs=2)
     assert len(list((cache / "tables").iterdir())) == 2
 
 
