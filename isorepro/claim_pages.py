@@ -113,7 +113,7 @@ def _statement(claim: Claim, statement: Statement, rows: dict[str, Row]) -> list
     text = f"**{statement.id}** {statement.text} <span class='isorepro-protocol'>{place}</span>"
     wanted = statement.description or (f"Wanted: {test.limit()}." if test else "")
     if statement.all_of:
-        effect = "All of these: " + "; ".join(f"{name} {_verdict(rows[name])}" for name in statement.all_of) + "."
+        effect = f"All of these: {'; '.join(_needed(rows[name]) for name in statement.all_of)}."
     elif test is None:
         effect = statement.untested or ""
     elif not row["seeds"]:
@@ -130,8 +130,9 @@ def _statement(claim: Claim, statement: Statement, rows: dict[str, Row]) -> list
     return [_unbroken(text), _unbroken(effect), verdict, _badge(row["holm"])]
 
 
-def _verdict(row: Row) -> str:
-    return f"{row['verdict']}{' (fragile)' * row['fragile']}"
+def _needed(row: Row) -> str:
+    link = f"{{ref}}`{row['statement']} <claim-{row['claim'].lower()}>`"
+    return f"{link} {row['verdict']}{' (fragile)' * row['fragile']}"
 
 
 def _page(statement: Statement) -> str:

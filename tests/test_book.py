@@ -350,7 +350,8 @@ def test_the_book_shows_the_verdicts_on_the_claims(run: Path, browser: Browser, 
     for row, text in zip(judged.to_dict("records"), rows, strict=True):
         assert text.startswith(f"{row['statement']} ")
         assert row["protocol"] in text.replace("\u00a0", " ")
-        assert text.strip().endswith(f"{claims.SYMBOLS[row['verdict']]} {row['verdict']}")
+        told = [f"{claims.SYMBOLS[row[column]]} {row[column]}" for column in ("verdict", "holm")]
+        assert " ".join(text.split()).endswith(f"{told[0]}{' fragile' * row['fragile']} {told[1]}")
     rows = page.locator("table.isorepro-overview tbody tr").all_inner_texts()
     overall = claims.overall(ledger, judged).to_dict("records")
     for row, text in zip(overall, rows, strict=True):

@@ -538,7 +538,7 @@ def test_the_pages_say_every_statement_its_effect_its_limit_and_its_reason(ledge
     for part in (
         "(claim-c1)=\n## C1. A claim", "{verdict}`holds only` under as released\n\nWith Holm’s correction: und",
         "* corrected: 0 of 1 hold, 3 not tested here\n* as released: 3 of 3 hold", "released; part of C1.5</span>",
-        "  - {verdict}`holds` fragile\n  - {verdict}`holds`\n* - **C1.7**", "C1.1 holds; C1.6 holds (fragile).",
+        "  - {verdict}`holds` fragile\n  - {verdict}`holds`\n* - **C1.7**", "`C1.6 <claim-c1>` holds (fragile).",
         "Only a look.\n  - {verdict}`description`\n  - {verdict}`description`",
         "Too few points within 0.25: mean near distance 0.300.",
         "**C1.2** It does.", "**+23.0\u00a0points (+20.2 to +25.8)**", "5 seeds",
