@@ -17,7 +17,10 @@ _CLASSES = {
     claims.FAILS: "fails",
     claims.UNDECIDED: "undecided",
     claims.UNTESTED: "untested",
+    claims.DESCRIBED: "untested",
 }
+
+_STATEMENTS = ["Statement", "Effect, with its 95 % interval", "Verdict", "With Holm’s correction"]
 
 
 def write(results: Path, draft: Path) -> None:
@@ -70,7 +73,7 @@ def overview(ledger: Ledger, judged: pd.DataFrame, summed: pd.DataFrame) -> str:
     rows = []
     for claim, row in zip(ledger.claims, summed.to_dict("records"), strict=True):
         link = f"{{ref}}`{claim.id}.\u00a0{claim.title} <claim-{claim.id.lower()}>`"
-        verdict = _badge(row["verdict"]) + row["told"].removeprefix(row["verdict"])
+        verdict = _badge(row["verdict"]) + claims.told_twice(row, "\n\n").removeprefix(row["verdict"])
         found = [
             f"{_unbroken(text)} ({_page(ledger.statement(name))})"
             for name, text in claims.evidence(ledger, claim, judged).items()
@@ -86,13 +89,13 @@ def every_claim(ledger: Ledger, judged: pd.DataFrame, summed: pd.DataFrame) -> s
     sections = []
     for claim, total in zip(ledger.claims, summed.to_dict("records"), strict=True):
         tally = "\n".join(f"* {line}" for line in total["tally"].split("; "))
-        table = [_statement(statement, by_name[statement.id]) for statement in claim.statements]
+        table = [_statement(claim, statement, by_name) for statement in claim.statements]
         sections += [
             f"(claim-{claim.id.lower()})=\n## {claim.id}. {claim.title}",
             f"{claim.text} *Where: {claim.where}.*",
-            _badge(total["verdict"]) + total["told"].removeprefix(total["verdict"]),
+            _badge(total["verdict"]) + claims.told_twice(total, "\n\n").removeprefix(total["verdict"]),
             tally,
-            _table("isorepro-statements", ["Statement", "Effect, with its 95 % interval", "Verdict"], table),
+            _table("isorepro-statements", _STATEMENTS, table),
             _reasons(claim),
         ]
     return "\n\n".join(sections) + "\n"
@@ -103,21 +106,33 @@ def _badge(verdict: str) -> str:
     return f"{{verdict}}`{verdict}`"
 
 
-def _statement(statement: Statement, row: Row) -> list[str]:
-    text = f"**{statement.id}** {statement.text} <span class='isorepro-protocol'>{statement.protocol}</span>"
-    test = statement.test
-    if test is None:
+def _statement(claim: Claim, statement: Statement, rows: dict[str, Row]) -> list[str]:
+    row, test = rows[statement.id], statement.test
+    whole = ", ".join(claim.needing(statement.id))
+    place = statement.protocol + f"; part of {whole}" * bool(whole)
+    text = f"**{statement.id}** {statement.text} <span class='isorepro-protocol'>{place}</span>"
+    wanted = statement.description or (f"Wanted: {test.limit()}." if test else "")
+    if statement.all_of:
+        effect = f"All of these: {'; '.join(_needed(rows[name]) for name in statement.all_of)}."
+    elif test is None:
         effect = statement.untested or ""
-    elif row["verdict"] == claims.UNTESTED:
-        effect = f"This run has no such networks, attacks or radii.\n\nWanted: {test.limit()}."
+    elif not row["seeds"]:
+        effect = f"This run has no such networks, attacks or radii.\n\n{wanted}"
     else:
         value = test.shown(row["effect"], row["low"], row["high"])
         table = f'<a href="results/{test.table}.csv" download>CSV</a>'
         effect = (
             f"**{value}**\n\n{test.effect}, {row['seeds']} seed{'s' * (row['seeds'] != 1)} "
-            f"({_page(statement)}, {table})\n\nWanted: {test.limit()}."
+            f"({_page(statement)}, {table})\n\n{wanted}"
         )
-    return [_unbroken(text), _unbroken(effect), _badge(row["verdict"])]
+        effect += f"\n\n{row['why'].capitalize()}." if row["why"] else ""
+    verdict = _badge(row["verdict"]) + " fragile" * row["fragile"]
+    return [_unbroken(text), _unbroken(effect), verdict, _badge(row["holm"])]
+
+
+def _needed(row: Row) -> str:
+    link = f"{{ref}}`{row['statement']} <claim-{row['claim'].lower()}>`"
+    return f"{link} {row['verdict']}{' (fragile)' * row['fragile']}"
 
 
 def _page(statement: Statement) -> str:
@@ -138,7 +153,7 @@ def _no_break(found: re.Match[str]) -> str:
 def _reasons(claim: Claim) -> str:
     """Return why each limit of a claim is what it is, limits with the same reason together."""
     limits: dict[str, list[str]] = {}
-    for test in (statement.test for statement in claim.statements):
+    for test in (statement.test for statement in claim.statements if not statement.description):
         if test and test.limit() not in limits.setdefault(test.reason, []):
             limits[test.reason].append(test.limit())
     told = "\n".join(f"* *{'*; *'.join(wanted)}*: {reason}" for reason, wanted in limits.items())

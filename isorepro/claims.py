@@ -9,21 +9,32 @@ statement
   bound asks for does not hold either;
 * is **undecided** if the interval reaches across the bound, or if there is none: a single seed, or a measure that
   is not defined for one of them;
-* is **not tested here** if the run has no such table, or no rows of the setting or of the baseline in it.
+* is **not tested here** if the run has no such table, or no rows of the setting or of the baseline in it; if too
+  few of its points lie near enough to what it speaks of (``within``); or, *not tested at this radius*, if it
+  compares two shares whose means are both below :data:`FLOOR`.
 
-Each interval is taken by itself, without a correction for the number of statements.
+A verdict is **fragile** if its interval ends within a third of its half-width of the bound. Each verdict is given
+a second time with Holm's correction for the number of tests of the claim: what the interval decides is undecided
+there unless the adjusted p value is below 0.05. The p value is that of a t test of the effect against the bound,
+paired for a difference and two-sided like the interval, since a verdict can fall on either side.
 
-A *claim* is judged by those of its statements that were tested. It **holds** if all of them do. It **holds only
-under** some protocols if some of its statements do: in full under a protocol all of whose tested statements hold,
-in part under one some of whose do. It **does not hold** if none holds and at least one does not. Else it is
-**undecided**, or **not tested here** if no statement was.
+A statement may have no test and need **all of** some others instead, of its own claim or cited from another. It
+does not hold if one of them does not; else it is not tested if one is not; else it is undecided if one is; else it
+holds. It is fragile if what decides it is. A **description** has an effect and an interval, and no verdict. No two
+statements of the ledger may have the same test: what is tested once is cited elsewhere.
+
+A *claim* is judged by its counted statements: all but descriptions and those that another one of the claim needs,
+which count once, as part of it. It **holds** if all that were tested do. It **holds only under** some protocols if
+some do: in full under a protocol all of whose statements hold, in part under one some of whose do, be the others
+tested or not. It **does not hold** if none holds and at least one does not. Else it is **undecided**, or **not
+tested here** if no statement was.
 
 The ledger holds no verdicts: what it does not know, such as a verdict, it refuses.
 """
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -39,14 +50,18 @@ LEDGER = paths.DATA / "reference" / "claims.yml"
 PUBLISHED = paths.DATA / "reference" / "paper"
 """The tables of the published run, laid out as a run's results are."""
 
-HOLDS, ONLY, FAILS, UNDECIDED, UNTESTED = (
+HOLDS, ONLY, FAILS, UNDECIDED, UNTESTED, DESCRIBED = (
     "holds",
     "holds only",
     "does not hold",
     "undecided",
     "not tested here",
+    "description",
 )
-SYMBOLS = {HOLDS: "✓", ONLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "○"}
+SYMBOLS = {HOLDS: "✓", ONLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "○", DESCRIBED: "·"}
+
+FLOOR = 0.01
+"""Share below which two means are too low to be compared."""
 
 Made = TypeVar("Made", bound=Config)
 
@@ -55,6 +70,10 @@ _RANGES = {"percent": (0.0, 1.0), "correlation": (-1.0, 1.0)}
 
 _SAME = 1e-3
 """Relative difference up to which a number of a table is the one selected."""
+
+_LEVEL = 0.05
+_FRAGILE = 1 / 3
+"""Share of the half-width within which an end of an interval is near the bound."""
 
 
 class Measured(Config):
@@ -70,6 +89,8 @@ class Measured(Config):
             than", "not lower by more than", "at least" and "at most". The last two take a level, the others a
             difference.
         bound: the bound, in units of the measure; not negative for a difference.
+        within: column → distance: where the mean of the setting's column is larger, too few points lie within the
+            distance and the statement is not tested.
         reason: why this bound.
         effect: what the effect is, to be read before its value.
         unit: "points" shows a difference of shares in points, "percent" a share, "plain" a number as it is,
@@ -90,6 +111,7 @@ class Measured(Config):
         "at most",
     ]
     bound: float = Field(allow_inf_nan=False)
+    within: dict[str, float] = Field(default_factory=dict)
     reason: str = Field(min_length=1)
     effect: str = Field(min_length=1)
     unit: Literal["points", "percent", "plain", "correlation"]
@@ -113,6 +135,17 @@ class Measured(Config):
         """The notebook whose page shows the table."""
         return self.table.partition("/")[0]
 
+    @property
+    def edge(self) -> float:
+        """The effect at which the verdict turns: the bound with its sign."""
+        return -self.bound if "lower" in self.wanted else self.bound
+
+    @property
+    def asked(self) -> tuple[Any, ...]:
+        """What makes two tests the same: rows, measure and side; not the bound, nor the words that tell of it."""
+        rows = [tuple(sorted((self.select | side).items())) for side in (self.setting, self.baseline or {})]
+        return self.table, *rows, self.measure, self.wanted
+
     def judge(self, low: float, high: float) -> str:
         """Return the verdict on an interval of the effect; its ends are NaN where there is none."""
         if np.isnan(low) or np.isnan(high):
@@ -124,17 +157,13 @@ class Measured(Config):
     def _wants(self, effect: float) -> bool:
         match self.wanted:
             case "higher by more than":
-                return effect > self.bound
+                return effect > self.edge
             case "lower by more than":
-                return effect < -self.bound
-            case "not higher by more than":
-                return effect <= self.bound
-            case "not lower by more than":
-                return effect >= -self.bound
-            case "at least":
-                return effect >= self.bound
-            case "at most":
-                return effect <= self.bound
+                return effect < self.edge
+            case "not lower by more than" | "at least":
+                return effect >= self.edge
+            case "not higher by more than" | "at most":
+                return effect <= self.edge
 
     def limit(self) -> str:
         """Return what is wanted as text, such as "higher by more than 2 points"."""
@@ -156,18 +185,26 @@ class Measured(Config):
 
 
 class Statement(Config):
-    """A statement: its text, the protocol it speaks of, and how it is tested or why it is not."""
+    """A statement: its text, the protocol it speaks of, and how it is tested or why it is not.
+
+    ``all_of`` names the statements it needs in place of a test. ``description`` tells why an effect that a test
+    measures is not judged.
+    """
 
     id: str
     text: str = Field(min_length=1)
     protocol: str = Field(min_length=1)
     test: Measured | None = None
+    all_of: tuple[str, ...] = ()
     untested: str | None = Field(default=None, min_length=1)
+    description: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _either(self) -> Self:
-        if (self.test is None) == (self.untested is None):
-            raise ValueError("must have either 'test' or 'untested', the reason why there is none")
+        if [bool(self.test), bool(self.all_of), bool(self.untested)].count(True) != 1:
+            raise ValueError("must have either 'test', 'all_of' or 'untested', the reason why there is none")
+        if self.description and not self.test:
+            raise ValueError("must have a 'test', which measures what a 'description' shows")
         return self
 
 
@@ -177,7 +214,7 @@ class Claim(Config):
     Those of the paper are numbered C1, C2 …, those of this book, which say so, O1, O2 …
 
     ``headline`` names those of the table with all the evidence, ``glance`` those of the front page, each under the
-    few words that tell what it is.
+    few words that tell what it is; both may name what a statement of the claim cites.
     """
 
     id: str = Field(pattern=r"^[CO][1-9]$")
@@ -194,11 +231,16 @@ class Claim(Config):
         found = [statement.id for statement in self.statements]
         if found != wanted:
             raise ValueError(f"statements must be numbered {wanted[0]} to {wanted[-1]}, found {', '.join(found)}")
+        shown = {*found, *(name for statement in self.statements for name in statement.all_of)}
         for field, names in {"headline": self.headline, "glance": self.glance.values()}.items():
             for name in names:
-                if name not in found:
+                if name not in shown:
                     raise ValueError(f"{field} must name statements of the claim, found '{name}'")
         return self
+
+    def needing(self, name: str) -> list[str]:
+        """Return the statements of the claim that need another one."""
+        return [statement.id for statement in self.statements if name in statement.all_of]
 
 
 class Ledger(Config):
@@ -211,11 +253,24 @@ class Ledger(Config):
         names = [claim.id for claim in self.claims]
         if len(set(names)) < len(names):
             raise ValueError(f"every claim must occur once, found {', '.join(names)}")
+        tests = {found.id: found.test for found in self.statements if found.test and not found.description}
+        first: dict[tuple[Any, ...], str] = {}
+        for name, test in tests.items():
+            if (other := first.setdefault(test.asked, name)) != name:
+                raise ValueError(f"{name} must not repeat the test of {other}: cite it")
+        for statement in self.statements:
+            if strange := sorted({*statement.all_of} - {*tests}):
+                raise ValueError(f"{statement.id}, all_of: must name statements with a test, found '{strange[0]}'")
         return self
+
+    @property
+    def statements(self) -> list[Statement]:
+        """The statements of all claims in order."""
+        return [statement for claim in self.claims for statement in claim.statements]
 
     def statement(self, name: str) -> Statement:
         """Return the statement with an id that the ledger has."""
-        return next(found for claim in self.claims for found in claim.statements if found.id == name)
+        return next(found for found in self.statements if found.id == name)
 
 
 def load(path: Path = LEDGER) -> Ledger:
@@ -246,6 +301,8 @@ def _statement(given: Any) -> Statement:
     name = f"statement {_mapping(given, 'statement').get('id', '?')}"
     if "test" in given:
         given = given | {"test": _made(Measured, _mapping(given["test"], f"{name}, test"), f"{name}, test")}
+    if "all_of" in given:
+        given = given | {"all_of": tuple(_entries(given, "all_of", name))}
     return _made(Statement, given, name)
 
 
@@ -277,9 +334,11 @@ def verdicts(ledger: Ledger, folder: Path) -> pd.DataFrame:
         folder: a run's results, or published ones: tables ``<folder>/<notebook>/<table>.csv``.
 
     Returns:
-        One row per statement, in order: claim, statement, protocol, verdict (:data:`HOLDS`, :data:`FAILS`,
-        :data:`UNDECIDED` or :data:`UNTESTED`), effect, low and high (its 95 % interval; NaN where there is none),
-        seeds, unit and table (empty for a statement that has no test).
+        One row per statement, in order: claim, statement, protocol, counted (whether the claim is judged by it),
+        verdict (:data:`HOLDS`, :data:`FAILS`, :data:`UNDECIDED`, :data:`UNTESTED` or :data:`DESCRIBED`), fragile,
+        holm (the verdict with Holm's correction), why (the rule by which rows at hand do not test it), effect, low
+        and high (its 95 % interval; NaN where there is none), p and p_holm (of the t test against the bound, as it
+        is and adjusted), seeds, unit and table (empty for a statement that has no test).
 
     Raises:
         InputError: no such folder; a table that cannot be read or lacks a column; a selection with several rows
@@ -292,7 +351,9 @@ def verdicts(ledger: Ledger, folder: Path) -> pd.DataFrame:
     for claim in ledger.claims:
         for statement in claim.statements:
             row: dict[str, Any] = {"claim": claim.id, "statement": statement.id, "protocol": statement.protocol}
-            row |= {"verdict": UNTESTED, "effect": np.nan, "low": np.nan, "high": np.nan, "seeds": 0}
+            row["counted"] = not (statement.description or claim.needing(statement.id))
+            row |= {"verdict": UNTESTED, "fragile": False, "holm": UNTESTED, "why": ""}
+            row |= dict.fromkeys(("effect", "low", "high", "p", "p_holm"), np.nan) | {"seeds": 0}
             test = statement.test
             rows.append(row | {"unit": test.unit if test else "", "table": test.table if test else ""})
             path = folder / f"{test.table}.csv" if test else None
@@ -301,14 +362,33 @@ def verdicts(ledger: Ledger, folder: Path) -> pd.DataFrame:
             try:
                 if test.table not in read:
                     read[test.table] = _read(path)
-                sample = _sample(read[test.table], test)
+                rows[-1] |= _judged(read[test.table], test)
             except InputError as error:
                 raise InputError(f"statement {statement.id}, {test.table}: {error}") from None
-            if len(sample):
-                effect, low, high = _interval(sample, test.unit)
-                rows[-1] |= {"verdict": test.judge(low, high), "effect": effect, "low": low, "high": high}
-                rows[-1]["seeds"] = len(sample)
-    return pd.DataFrame(rows)
+            if statement.description and rows[-1]["seeds"]:
+                rows[-1] |= {"verdict": DESCRIBED, "fragile": False, "p": np.nan}
+    return _combined(ledger, pd.DataFrame(rows))
+
+
+def _combined(ledger: Ledger, judged: pd.DataFrame) -> pd.DataFrame:
+    """Correct the verdicts on tests by Holm's method and give those on statements that need others."""
+    judged = judged.set_index("statement", drop=False).rename_axis(None)
+    judged["p_holm"] = judged.groupby("claim")["p"].transform(stats.holm)
+    lost = judged["verdict"].isin((HOLDS, FAILS)) & ~(judged["p_holm"] < _LEVEL)
+    judged["holm"] = judged["verdict"].mask(lost, UNDECIDED)
+    for statement in ledger.statements:
+        if statement.all_of:
+            needed = judged.loc[list(statement.all_of)]
+            for column in ("holm", "verdict"):
+                judged.loc[statement.id, column] = verdict = _all_of(set(needed[column]))
+            deciding = needed.loc[needed["verdict"] == verdict, "fragile"]
+            # All have to hold, but one that does not is enough.
+            judged.loc[statement.id, "fragile"] = bool(deciding.any() if verdict == HOLDS else deciding.all())
+    return judged.reset_index(drop=True)
+
+
+def _all_of(found: set[str]) -> str:
+    return next(verdict for verdict in (FAILS, UNTESTED, UNDECIDED, HOLDS) if verdict in found)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -318,18 +398,39 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError("not a readable CSV table; run its notebook again") from None
 
 
-def _sample(table: pd.DataFrame, test: Measured) -> pd.Series:
-    """Return the effect of each seed; empty if the table has no rows of the setting or of the baseline."""
-    setting = _by_seed(table, test.select | test.setting, test.measure)
-    if test.baseline is None:
-        return setting
-    baseline = _by_seed(table, test.select | test.baseline, test.measure)
-    if not len(setting) or not len(baseline):
-        return setting.iloc[:0]
-    seeds, others = sorted(setting.index), sorted(baseline.index)
-    if seeds != others:
-        raise InputError(f"the setting has seeds {seeds} and the baseline {others}: they must be the same")
-    return setting - baseline
+def _judged(table: pd.DataFrame, test: Measured) -> dict[str, Any]:
+    """Return what a table says of a test; nothing if it has no rows of the setting or of the baseline."""
+    sides = [_by_seed(table, test.select | test.setting, test.measure)]
+    if test.baseline is not None:
+        sides.append(_by_seed(table, test.select | test.baseline, test.measure))
+    if not all(map(len, sides)):
+        return {}
+    seeds = [sorted(side.index) for side in sides]
+    if seeds[0] != seeds[-1]:
+        raise InputError(f"the setting has seeds {seeds[0]} and the baseline {seeds[1]}: they must be the same")
+    sample = sides[0] if test.baseline is None else sides[0] - sides[1]
+    found: dict[str, Any] = {"verdict": UNDECIDED, "seeds": len(sample)}
+    if np.isfinite(sample).all():
+        found["effect"], *ends = stats.seed_interval(sample)
+        # An interval does not reach beyond what the measure can be.
+        found["low"], found["high"] = np.clip(ends, *_RANGES.get(test.unit, (-np.inf, np.inf))).tolist()
+        near = min(abs(end - test.edge) for end in ends)
+        found |= {"verdict": test.judge(found["low"], found["high"]), "p": stats.p_value(sample, test.edge)}
+        found["fragile"] = bool(near <= (ends[1] - ends[0]) / 2 * _FRAGILE)
+    if why := _too_little(table, test, sides):
+        found |= {"verdict": UNTESTED, "fragile": False, "p": np.nan, "why": why}
+    return found
+
+
+def _too_little(table: pd.DataFrame, test: Measured, sides: list[pd.Series]) -> str:
+    """Return why the rows at hand do not test a statement, or an empty text."""
+    for column, distance in test.within.items():
+        mean = _by_seed(table, test.select | test.setting, column).mean()
+        if not mean <= distance:
+            return f"too few points within {distance:g}: mean {column.replace('_', ' ')} {mean:.3f}"
+    if test.unit == "points" and all(side.mean() < FLOOR for side in sides):
+        return f"not tested at this radius: both sides are below {FLOOR:.0%}".replace("%", " %")
+    return ""
 
 
 def _by_seed(table: pd.DataFrame, where: Mapping[str, float | str], measure: str) -> pd.Series:
@@ -351,15 +452,6 @@ def _by_seed(table: pd.DataFrame, where: Mapping[str, float | str], measure: str
     return found.set_index("seed")[measure].astype(float)
 
 
-def _interval(sample: pd.Series, unit: str) -> tuple[float, float, float]:
-    if not np.isfinite(sample).all():
-        return (np.nan,) * 3
-    mean, low, high = stats.seed_interval(sample)
-    # An interval does not reach beyond what the measure can be.
-    low, high = np.clip([low, high], *_RANGES.get(unit, (-np.inf, np.inf))).tolist()
-    return mean, low, high
-
-
 def overall(ledger: Ledger, judged: pd.DataFrame) -> pd.DataFrame:
     """Sum up the verdicts claim by claim.
 
@@ -368,29 +460,30 @@ def overall(ledger: Ledger, judged: pd.DataFrame) -> pd.DataFrame:
         judged: from :func:`verdicts`.
 
     Returns:
-        One row per claim, in order: claim, title, verdict (one of the five), told (the same in words, with the
-        protocols it holds under) and tally (for each protocol, how many of its tested statements hold).
+        One row per claim, in order: claim, title, verdict (one of the five of a claim), told (the same in words,
+        with the protocols it holds under), holm (told, with Holm's correction) and tally (for each protocol, how
+        many of its tested statements hold); all of counted statements.
     """
     rows = []
     for claim in ledger.claims:
-        own = judged[judged["claim"] == claim.id]
-        verdict, told = _summed(own)
-        rows.append((claim.id, claim.title, verdict, told, "; ".join(map(_tally, _groups(own)))))
-    return pd.DataFrame(rows, columns=["claim", "title", "verdict", "told", "tally"])
+        own = judged[(judged["claim"] == claim.id) & judged["counted"]]
+        verdict, told = _summed(_groups(own, "verdict"))
+        _, holm = _summed(_groups(own, "holm"))
+        tally = "; ".join(map(_tally, _groups(own, "verdict")))
+        rows.append((claim.id, claim.title, verdict, told, holm, tally))
+    return pd.DataFrame(rows, columns=["claim", "title", "verdict", "told", "holm", "tally"])
 
 
-def _groups(own: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    groups = own.groupby("protocol", sort=False)["verdict"]
+def _groups(own: pd.DataFrame, column: str) -> list[tuple[str, list[str]]]:
+    groups = own.groupby("protocol", sort=False)[column]
     return [(str(protocol), verdicts.tolist()) for protocol, verdicts in groups]
 
 
-def _summed(own: pd.DataFrame) -> tuple[str, str]:
-    tested = own[own["verdict"] != UNTESTED]
-    found = set(tested["verdict"])
+def _summed(groups: list[tuple[str, list[str]]]) -> tuple[str, str]:
+    found = {verdict for _, of in groups for verdict in of} - {UNTESTED}
     if found == {HOLDS}:
         return HOLDS, HOLDS
     if HOLDS in found:
-        groups = _groups(tested)
         whole = [protocol for protocol, of in groups if set(of) == {HOLDS}]
         part = [protocol for protocol, of in groups if HOLDS in of and set(of) != {HOLDS}]
         under = [f"under {_listed(whole)}"] * bool(whole) + [f"in part under {_listed(part)}"] * bool(part)
@@ -416,24 +509,31 @@ def _tally(group: tuple[str, list[str]]) -> str:
 
 def evidence(ledger: Ledger, claim: Claim, judged: pd.DataFrame) -> dict[str, str]:
     """Return the effects of a claim's headline statements in words, by statement; tested ones only."""
-    by_name = {row["statement"]: row for row in judged.to_dict("records")}
     texts = {}
     for name in claim.headline:
-        test, row = ledger.statement(name).test, by_name[name]
-        if test is not None and row["verdict"] != UNTESTED:
-            texts[name] = f"{test.effect}: {test.shown(row['effect'], row['low'], row['high'])}"
+        if shown := _effect(ledger, name, judged):
+            texts[name] = f"{shown[0].effect}: {shown[1]}"
     return texts
 
 
 def glance(ledger: Ledger, claim: Claim, judged: pd.DataFrame) -> dict[str, str]:
     """Return the few effects that the front page shows of a claim, by what they are; tested ones only."""
-    by_name = {row["statement"]: row for row in judged.to_dict("records")}
-    texts = {}
-    for label, name in claim.glance.items():
-        test, row = ledger.statement(name).test, by_name[name]
-        if test is not None and row["verdict"] != UNTESTED:
-            texts[label] = test.shown(row["effect"], row["low"], row["high"])
-    return texts
+    found = {label: _effect(ledger, name, judged) for label, name in claim.glance.items()}
+    return {label: shown[1] for label, shown in found.items() if shown}
+
+
+def _effect(ledger: Ledger, name: str, judged: pd.DataFrame) -> tuple[Measured, str] | None:
+    test = ledger.statement(name).test
+    (row,) = judged[judged["statement"] == name].to_dict("records")
+    if test is None or row["verdict"] == UNTESTED:
+        return None
+    return test, test.shown(row["effect"], row["low"], row["high"])
+
+
+def told_twice(row: Mapping[Hashable, Any], between: str) -> str:
+    """Return what :func:`overall` tells of a claim and, where Holm's correction changes it, what it then tells."""
+    changed = f"{between}With Holm’s correction: {row['holm']}" if row["holm"] != row["told"] else ""
+    return f"{row['told']}{changed}"
 
 
 def readme_table(ledger: Ledger, folder: Path) -> str:
@@ -446,7 +546,8 @@ def readme_table(ledger: Ledger, folder: Path) -> str:
     lines = ["| claim | verdict | evidence: effect with its 95 % interval over seeds |", "|---|---|---|"]
     for claim, row in zip(ledger.claims, overall(ledger, judged).to_dict("records"), strict=True):
         shown = "<br>".join(evidence(ledger, claim, judged).values()) or "–"
-        lines.append(f"| **{claim.id}** {claim.title} | {SYMBOLS[row['verdict']]} {row['told']} | {shown} |")
+        told = f"{SYMBOLS[row['verdict']]} {told_twice(row, '<br>')}"
+        lines.append(f"| **{claim.id}** {claim.title} | {told} | {shown} |")
     return "\n".join(lines)
 
 

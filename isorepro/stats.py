@@ -27,6 +27,26 @@ def seed_interval(values: Sequence[float] | pd.Series, confidence: float = 0.95)
     return mean, mean - half, mean + half
 
 
+def p_value(values: Sequence[float] | pd.Series, limit: float) -> float:
+    """Return the two-sided p value of a Student t test of the mean over seeds against a limit.
+
+    It is below 0.05 where the limit lies outside the interval of :func:`seed_interval`, 0 where all values are the
+    same and NaN with a single seed.
+    """
+    sample = np.asarray(values, dtype=float)
+    if len(sample) < 2:
+        return float("nan")
+    error = sample.std(ddof=1) / np.sqrt(len(sample))
+    return float(2 * stats.t.sf(abs(sample.mean() - limit) / error, len(sample) - 1)) if error else 0.0
+
+
+def holm(p_values: pd.Series) -> pd.Series:
+    """Return p values adjusted for their number by the step-down method of Holm (1979); NaN is no test."""
+    ordered = p_values.dropna().sort_values()
+    adjusted = (ordered * np.arange(len(ordered), 0, -1)).cummax().clip(upper=1)
+    return adjusted.reindex(p_values.index)
+
+
 def over_seeds(
     table: pd.DataFrame, value: str, by: Sequence[str], bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> pd.DataFrame:

@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from scipy import stats as scipy_stats
 
 from isorepro import claim_pages, claims
-from isorepro.claims import FAILS, HOLDS, ONLY, UNDECIDED, UNTESTED
+from isorepro.claims import DESCRIBED, FAILS, HOLDS, ONLY, UNDECIDED, UNTESTED
 from isorepro.errors import InputError
 
 CE = [0.30, 0.34, 0.32, 0.31, 0.35]
@@ -35,17 +36,27 @@ LEVEL = {name: value for name, value in DIFFERENCE.items() if name != "baseline"
 }
 
 
-def content(*tests: dict[str, Any] | None, protocols: tuple[str, ...] = ("as released",)) -> dict[str, Any]:
-    """A ledger of one claim with these statements; None for one that is not tested."""
+def content(
+    *tests: dict[str, Any] | None,
+    protocols: tuple[str, ...] = ("as released",),
+    name: str = "C1",
+    second: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """A ledger of a claim with these statements, each a test, its fields or None for no test, and a second one."""
     names = itertools.cycle(protocols)
-    statements = [
-        {"id": f"C1.{number}", "text": "It does.", "protocol": next(names)}
-        | ({"test": test} if test else {"untested": "No notebook does."})
-        for number, test in enumerate(tests, start=1)
-    ]
-    claim = {"id": "C1", "title": "A claim", "text": "It is so.", "where": "abstract", "headline": ["C1.1"]}
-    claim["glance"] = {"as seen": "C1.1"}
-    return {"claims": [claim | {"statements": statements}]}
+    statements = []
+    for number, test in enumerate(tests, start=1):
+        fields = test if test and not {"test", "all_of"}.isdisjoint(test) else {"test": test}
+        if test := fields.get("test"):
+            # No test may occur twice, so each names its radius in digits of its own.
+            radius = {key: value + number * 1e-6 for key, value in test["select"].items() if key == "epsilon"}
+            fields = fields | {"test": test | {"select": test["select"] | radius}}
+        elif "all_of" not in fields:
+            fields = {"untested": "No notebook does."}
+        statements.append({"id": f"{name}.{number}", "text": "It does.", "protocol": next(names)} | fields)
+    claim = {"id": name, "title": "A claim", "text": "It is so.", "where": "abstract", "headline": [f"{name}.1"]}
+    claim |= {"glance": {"as seen": f"{name}.1"}, "statements": statements}
+    return {"claims": [claim, *(content(*second, protocols=protocols, name="C2")["claims"] if second else [])]}
 
 
 @pytest.fixture
@@ -60,8 +71,11 @@ def ledger(tmp_path: Path) -> Any:
     return load
 
 
-def curves(gains: list[float] = GAINS, ce: list[float] = CE) -> pd.DataFrame:
-    """Accuracies with decoys: other radii, attacks and weights, which must not be selected."""
+def curves(gains: list[float] = GAINS, ce: list[float] = CE, near: float = 0.3) -> pd.DataFrame:
+    """Accuracies with decoys: other radii, attacks and weights, which must not be selected.
+
+    The networks of weight 0.1 have a mean ``near_distance`` of ``near``, the others one of 1 − ``near``.
+    """
     rows = [
         (beta, seed, attack, epsilon, value)
         for seed, (base, gain) in enumerate(zip(ce, gains, strict=True))
@@ -72,7 +86,8 @@ def curves(gains: list[float] = GAINS, ce: list[float] = CE) -> pd.DataFrame:
             ("PGD", 0.07742636826811271, 0.1),
         )
     ]
-    return pd.DataFrame(rows, columns=["beta", "seed", "attack", "epsilon", "accuracy"])
+    table = pd.DataFrame(rows, columns=["beta", "seed", "attack", "epsilon", "accuracy"])
+    return table.assign(near_distance=np.where(table["beta"] == 0.1, near, 1 - near) + (table["seed"] - 2) / 10)
 
 
 def write(folder: Path, table: pd.DataFrame | str) -> Path:
@@ -201,7 +216,10 @@ def damaged(table: pd.DataFrame) -> dict[str, tuple[pd.DataFrame | str, str]]:
     return {
         "empty": ("", "not a readable CSV table"),
         "ragged": ("a,b\n1,2\n1,2,3\n", "not a readable CSV table"),
-        "column": (table.drop(columns="epsilon"), "no column 'epsilon': it has beta, seed, attack, accuracy"),
+        "column": (
+            table.drop(columns="epsilon"),
+            "no column 'epsilon': it has beta, seed, attack, accuracy, near",
+        ),
         "no seed": (table.drop(columns="seed"), "no column 'seed'"),
         "no measure": (table.drop(columns="accuracy"), "no column 'accuracy'"),
         "text": (broken, "column 'accuracy': must hold numbers"),
@@ -226,8 +244,141 @@ def test_results_that_are_not_there_are_refused(ledger: Any, tmp_path: Path) -> 
         claims.verdicts(ledger(DIFFERENCE), tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("ce", "gain", "why"),
+    [
+        (0.002, 0.007, "not tested at this radius: both sides are below 1 %"),
+        (0.0, 0.0, "not tested at this radius: both sides are below 1 %"),
+        (0.012, -0.01, ""), (0.002, 0.01, ""), (0.01, -0.01, ""), (0.0, 0.01, ""),
+    ],
+)  # fmt: skip
+def test_two_shares_below_a_hundredth_are_not_compared(
+    ledger: Any, tmp_path: Path, ce: float, gain: float, why: str
+) -> None:
+    folder = write(tmp_path, curves(ce=[ce] * 5, gains=[gain] * 5))
+    row = one(ledger(DIFFERENCE), folder)
+    assert (row["verdict"], row["holm"], row["why"]) == ((UNTESTED if why else FAILS,) * 2 + (why,))
+    assert (row["effect"], row["seeds"], row["fragile"]) == (pytest.approx(gain), 5, False)
+    # What is no share has no floor, and a level nothing to be compared with.
+    assert one(ledger(DIFFERENCE | {"unit": "plain"}), folder)["verdict"] == FAILS
+    assert one(ledger(LEVEL), folder)["verdict"] == FAILS
+
+
+@pytest.mark.parametrize(
+    ("near", "tested"), [(0.2, True), (0.25, True), (0.26, False), (np.inf, False), (0.8, False)]
+)
+def test_a_set_with_too_few_points_within_the_distance_is_not_tested(
+    ledger: Any, tmp_path: Path, near: float, tested: bool
+) -> None:
+    folder = write(tmp_path, curves(near=near))
+    for test in (SHAKY, LEVEL):
+        row = one(ledger(test | {"within": FAR["within"]}), folder)
+        assert (row["verdict"], row["fragile"], row["seeds"]) == (HOLDS if tested else UNTESTED, tested, 5)
+        assert row["why"] == ("" if tested else f"too few points within 0.25: mean near distance {near:.3f}")
+    with pytest.raises(InputError, match=r"^statement C1\.1, page/curves: no column 'far_distance'"):
+        claims.verdicts(ledger(DIFFERENCE | {"within": {"far_distance": 0.25}}), folder)
+
+
+@pytest.mark.parametrize(
+    ("bound", "verdict", "fragile"),
+    [
+        # The interval of GAINS reaches from 0.2022 to 0.2578, a third of its half-width is 0.0093.
+        (0.1925, HOLDS, False), (0.1935, HOLDS, True), (0.2110, UNDECIDED, True), (0.2120, UNDECIDED, False),
+        (0.2480, UNDECIDED, False), (0.2490, UNDECIDED, True), (0.2665, FAILS, True), (0.2675, FAILS, False),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_fragile_if_its_interval_ends_near_the_bound(
+    ledger: Any, tmp_path: Path, bound: float, verdict: str, fragile: bool
+) -> None:
+    for sign, wanted in ((1, "higher by more than"), (-1, "lower by more than")):
+        folder = write(tmp_path, curves(gains=[sign * gain for gain in GAINS]))
+        row = one(ledger(DIFFERENCE | {"wanted": wanted, "bound": bound}), folder)
+        assert (row["verdict"], row["fragile"]) == (verdict, fragile)
+
+
+def test_verdicts_are_corrected_for_the_number_of_tests_of_their_claim(ledger: Any, tmp_path: Path) -> None:
+    bounds = [0.02, 0.19, 0.2, 0.201, 0.23, 0.26, 0.28, 0.5]
+    # Were they tests, these would have the largest p values.
+    others = [None, MISSING, OPEN | {"within": FAR["within"]}, {"test": OPEN, "description": "A look."}]
+    others += [{"all_of": ["C1.1", "C1.2"]}, {"all_of": ["C1.1"]}]
+    alone = DIFFERENCE | {"wanted": "not higher by more than", "bound": 0.26}
+    given = ledger(*(DIFFERENCE | {"bound": bound} for bound in bounds), *others, second=[alone])
+    judged = claims.verdicts(given, write(tmp_path, curves()))
+    assert judged["verdict"][:8].tolist() == [HOLDS] * 4 + [UNDECIDED] + [FAILS] * 3
+    # Holm's method in his own words: from the smallest p value on, as long as it is small enough for those left.
+    p_values = [scipy_stats.ttest_1samp(GAINS, bound).pvalue for bound in bounds]
+    decided: set[int] = set()
+    for left, place in zip(range(8, 0, -1), np.argsort(p_values), strict=True):
+        if p_values[place] >= 0.05 / left:
+            break
+        decided.add(int(place))
+    expected = [old if place in decided else UNDECIDED for place, old in enumerate(judged["verdict"][:8])]
+    assert judged["holm"][:8].tolist() == expected == [HOLDS, *[UNDECIDED] * 5, FAILS, FAILS]
+    assert judged["holm"][8:].tolist() == [UNTESTED] * 3 + [DESCRIBED, UNDECIDED, HOLDS, HOLDS]
+    assert judged["p"][:8].tolist() == pytest.approx(p_values)
+    told = claims.overall(given, judged)[["told", "holm"]].to_numpy().tolist()
+    assert told == [["holds only in part under as released"] * 2, ["holds"] * 2]
+    short = ledger(DIFFERENCE | {"bound": 0.201}, DIFFERENCE | {"bound": 0.26}, protocols=("A", "B"))
+    (row,) = claims.overall(short, claims.verdicts(short, tmp_path)).to_dict("records")
+    assert (row["verdict"], row["told"], row["holm"]) == (ONLY, "holds only under A", "undecided")
+    assert claims.told_twice(row, "; ") == "holds only under A; With Holm’s correction: undecided"
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict", "fragile"),
+    [
+        ("good good", HOLDS, False), ("good shaky", HOLDS, True), ("good open", UNDECIDED, False),
+        ("good edge", UNDECIDED, True), ("open edge", UNDECIDED, False), ("open missing", UNTESTED, False),
+        ("far good", UNTESTED, False), ("bad missing", FAILS, False), ("open bad good", FAILS, False),
+        ("bad near", FAILS, False), ("near shaky", FAILS, True),
+    ],
+)  # fmt: skip
+def test_a_statement_that_needs_others_counts_once_for_all_of_them(
+    ledger: Any, tmp_path: Path, parts: str, verdict: str, fragile: bool
+) -> None:
+    kinds = {"good": GOOD, "bad": BAD, "open": OPEN, "missing": MISSING, "far": FAR, "shaky": SHAKY}
+    kinds |= {"edge": DIFFERENCE | {"bound": 0.211}, "near": DIFFERENCE | {"bound": 0.26}}
+    tests = [kinds[part] for part in parts.split()]
+    given = ledger({"all_of": [f"C1.{place + 2}" for place in range(len(tests))]}, *tests)
+    judged = claims.verdicts(given, write(tmp_path, curves()))
+    assert tuple(judged.loc[0, ["verdict", "fragile"]]) == (verdict, fragile)
+    assert judged["counted"].tolist() == [True] + [False] * len(tests)
+    (row,) = claims.overall(given, judged).to_dict("records")
+    assert row["told"] == verdict
+
+
+def test_what_another_claim_tests_is_cited_and_what_is_described_does_not_count(
+    ledger: Any, tmp_path: Path
+) -> None:
+    described = {"test": BAD, "description": "A look."}
+    both = {"all_of": ["C2.1", "C1.1"]}
+    accurate = DIFFERENCE | {"wanted": "not lower by more than"}
+    given = ledger(GOOD, BAD, described, second=[accurate, both, {"all_of": ["C1.2"]}], protocols=("A", "B"))
+    judged = claims.verdicts(given, write(tmp_path, curves()))
+    assert judged["verdict"].tolist() == [HOLDS, FAILS, DESCRIBED, HOLDS, HOLDS, FAILS]
+    assert judged["counted"].tolist() == [True, True, False, False, True, True]
+    assert judged.loc[2, "effect"] == pytest.approx(0.23)
+    tally = claims.overall(given, judged)["tally"].tolist()
+    assert tally == ["A: 1 of 1 hold; B: 0 of 1 hold", "B: 1 of 1 hold; A: 0 of 1 hold"]
+    claim = given.claims[1].model_copy(update={"headline": ("C1.1", "C1.3"), "glance": {"it": "C1.1"}})
+    assert list(claims.evidence(given, claim, judged)) == ["C1.1", "C1.3"]
+    assert claims.glance(given, claim, judged) == {"it": "+23.0 points (+20.2 to +25.8)"}
+    # The same rows, measure and side are the same test, whatever the bound and wherever a value stands.
+    again = DIFFERENCE | {"select": {"attack": "FGSM"}, "bound": 0.1}
+    again |= {"setting": {"beta": 0.1, "epsilon": 0.077401}, "baseline": {"epsilon": 0.077401, "beta": 0.0}}
+    with pytest.raises(InputError, match=r"C2\.1 must not repeat the test of C1\.1: cite it"):
+        ledger(GOOD, second=[again])
+    for change in ({"measure": "near_distance"}, {"baseline": {"beta": 0.11}}, {"wanted": "lower by more than"}):
+        assert ledger(GOOD, second=[GOOD | change]).statement("C2.1")
+    assert ledger(GOOD, second=[described | {"test": GOOD}, accurate]).statement("C2.1")
+    with pytest.raises(InputError, match=r"C2\.2, all_of: must name statements with a test, found 'C2\.1'"):
+        ledger(GOOD, second=[described, {"all_of": ["C2.1"]}])
+
+
 GOOD, BAD = DIFFERENCE, DIFFERENCE | {"bound": 0.5}
 OPEN, MISSING = DIFFERENCE | {"bound": 0.23}, DIFFERENCE | {"table": "page/others"}
+FAR = DIFFERENCE | {"within": {"near_distance": 0.25}}
+SHAKY = DIFFERENCE | {"bound": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +391,10 @@ OPEN, MISSING = DIFFERENCE | {"bound": 0.23}, DIFFERENCE | {"table": "page/other
         ([GOOD, OPEN, GOOD], ONLY, "holds only under A"),
         ([GOOD, BAD, BAD, BAD, GOOD], ONLY, "holds only in part under A"),
         ([GOOD, GOOD, BAD, GOOD], ONLY, "holds only under B, in part under A"),
-        ([GOOD, BAD, None, GOOD], ONLY, "holds only under A, in part under B"),
+        ([GOOD, BAD, None, GOOD], ONLY, "holds only in part under A and B"),
+        ([GOOD, BAD, GOOD, MISSING], ONLY, "holds only under A"),
+        ([BAD, GOOD, MISSING, GOOD, BAD], ONLY, "holds only under B"),
+        ([BAD, GOOD, GOOD, FAR], ONLY, "holds only in part under A and B"),
         ([BAD, BAD], FAILS, "does not hold"),
         ([BAD, OPEN], FAILS, "does not hold"),
         ([BAD, None], FAILS, "does not hold"),
@@ -295,6 +449,7 @@ def edited(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
     return given
 
 
+ALL = {"id": "C1.1", "text": "It does.", "protocol": "as released", "all_of": ["C1.1"]}
 CLAIM: tuple[Any, ...] = ("claims", 0)
 STATEMENT = (*CLAIM, "statements", 0)
 TEST = (*STATEMENT, "test")
@@ -318,8 +473,14 @@ TEST = (*STATEMENT, "test")
         ((*TEST, "unit"), "percent", "unit must be points or plain for 'higher by more than'"),
         ((*TEST, "table"), "../curves", "statement C1.1, test: Measured.table"),
         ((*TEST, "setting"), {}, "statement C1.1, test: Measured.setting"),
-        ((*STATEMENT, "test"), None, "statement C1.1: .*must have either 'test' or 'untested'"),
-        ((*STATEMENT, "untested"), "Too dear.", "statement C1.1: .*must have either 'test' or 'untested'"),
+        ((*STATEMENT, "test"), None, "statement C1.1: .*must have either 'test', 'all_of' or 'unt"),
+        ((*STATEMENT, "untested"), "Too dear.", "statement C1.1: .*must have either 'test', 'all_of' or 'unt"),
+        ((*STATEMENT, "all_of"), ["C1.1"], "statement C1.1: .*must have either 'test', 'all_of' or 'unt"),
+        ((*STATEMENT,), ALL | {"description": "A look."}, "statement C1.1: .*must have a 'test', which measures"),
+        ((*STATEMENT,), ALL | {"all_of": "C1.2"}, "statement C1.1, all_of: must be a list, not 'C1.2'"),
+        ((*STATEMENT,), ALL, "C1.1, all_of: must name statements with a test, found 'C1.1'"),
+        ((*STATEMENT,), ALL | {"all_of": ["C1.2"]}, "all_of: must name statements with a test, found 'C1.2'"),
+        ((*TEST, "within"), {"near": "0.1"}, "statement C1.1, test: Measured.within"),
         ((*STATEMENT, "test"), "FGSM", "statement C1.1, test: must map names to values, not be 'FGSM'"),
         ((*STATEMENT, "id"), "C1.2", "claim C1: .*numbered C1.1 to C1.1, found C1.2"),
         ((*CLAIM, "headline"), ["C2.1"], "claim C1: .*headline must name statements of the claim, found 'C2.1'"),
@@ -368,21 +529,31 @@ def test_the_readme_table_has_a_row_for_each_claim(ledger: Any, tmp_path: Path) 
 
 
 def test_the_pages_say_every_statement_its_effect_its_limit_and_its_reason(ledger: Any, tmp_path: Path) -> None:
-    given = ledger(GOOD, BAD, None, MISSING, protocols=("as released", "corrected"))
+    described = {"test": OPEN, "description": "Only a look."}
+    given = ledger(
+        GOOD, BAD, described, None, {"all_of": ["C1.1", "C1.6"]}, SHAKY, GOOD, MISSING, GOOD, FAR, GOOD, OPEN,
+        protocols=("as released", "corrected"),
+    )  # fmt: skip
     judged = claims.verdicts(given, write(tmp_path, curves()))
     summed = claims.overall(given, judged)
     text = claim_pages.every_claim(given, judged, summed)
     for part in (
-        "(claim-c1)=\n## C1. A claim", "{verdict}`holds only` under as released", "as released: 1 of 1 hold",
+        "(claim-c1)=\n## C1. A claim", "{verdict}`holds only` under as released\n\nWith Holm’s correction: ",
+        "* corrected: 0 of 2 hold, 1 undecided, 3 not tested here\n* as released: 4 of 4 hold",
+        "<span class='isorepro-protocol'>as released; part of C1.5</span>", "`C1.6 <claim-c1>` holds (fragile).",
+        "  - {verdict}`holds` fragile\n  - {verdict}`undecided`\n* - **C1.7**",
+        "Only a look.\n  - {verdict}`description`\n  - {verdict}`description`",
+        "Too few points within 0.25: mean near distance 0.300.",
         "**C1.2** It does.", "**+23.0\u00a0points (+20.2 to +25.8)**", "5 seeds",
         "Wanted: higher by more than 50\u00a0points", "{doc}`page <notebooks/page>`",
         'href="results/page/curves.csv"', "No notebook does.", "This run has no such",
-        "* *higher by more than 2 points*; *higher by more than 50 points*: It would not be seen.",
+        "* *higher by more than 2 points*; *higher by more than 50 points*; *higher by more than 20 points*; *hi",
     ):  # fmt: skip
         assert part in text, part
     shown = claim_pages.overview(given, judged, summed)
     assert "{ref}`C1.\u00a0A claim <claim-c1>`" in shown
     assert "+23.0\u00a0points (+20.2 to +25.8)" in shown
+    assert "under as released\n    \n    With Holm’s correction: holds only in part under as released" in shown
     short = claim_pages.glance(given, judged, summed)
     assert "{ref}`A claim <claim-c1>`" in short
     assert "as seen **+23.0\u00a0points** <span class='isorepro-interval'>(+20.2 to +25.8)</span>" in short
@@ -391,7 +562,7 @@ def test_the_pages_say_every_statement_its_effect_its_limit_and_its_reason(ledge
 
 def test_a_badge_tells_its_verdict_by_words_and_symbol_too() -> None:
     badges = {verdict: claim_pages.badge(verdict) for verdict in claims.SYMBOLS}
-    assert len(set(claims.SYMBOLS.values())) == len(badges) == 5
+    assert len(set(claims.SYMBOLS.values())) == len(badges) == 6
     for verdict, markup in badges.items():
         assert verdict in markup
         assert claims.SYMBOLS[verdict] in markup
@@ -408,14 +579,28 @@ def test_the_ledger_of_the_paper_is_valid_and_has_its_six_claims() -> None:
     # The words name the settings that the tests select.
     for test in (statement.test for statement in statements if statement.test):
         if network := test.setting.get("network"):
-            assert f"{network} − CE" in test.effect
-            assert test.baseline == {"network": "CE"}
+            assert test.baseline in ({"network": "CE"}, {"network": "flat"})
+            assert f"{network} − {test.baseline['network']}" in test.effect
+            assert f"β = {test.select.get('beta', 0):g}" in test.effect or test.baseline == {"network": "CE"}
             continue
         epsilon, beta = test.select.get("epsilon"), test.setting["beta"]
         assert not epsilon or f"ε = {epsilon:g}" in test.effect
         assert (f"β = {beta:g}" if beta else "CE") in test.effect or "normalised form" in test.effect
         assert test.baseline is None or (test.effect.endswith("− CE") and test.baseline["beta"] == 0)
-    assert {statement.id for statement in statements if statement.untested} == {"C1.14"}
+    assert {statement.id for statement in statements if statement.untested} == {"C1.14", "C3.28"}
+    # C4 needs both measures of the same points, C5 the accuracy of a network and what C1 says of it.
+    for whole in (statement for statement in statements if statement.all_of):
+        parts = [ledger.statement(name) for name in whole.all_of]
+        first, *others = [part.test for part in parts if part.test]
+        if whole.id.startswith("C4"):
+            assert [test.select["measure"] for test in (first, *others)] == ["local_distortion", "jacobian_error"]
+            assert {(test.measure, test.select["dataset"]) for test in others} == {
+                (first.measure, first.select["dataset"])
+            }
+        else:
+            assert (parts[0].id[:3], first.select["attack"]) == ("C5.", "no attack")
+            assert {(part.id[:3], part.protocol) for part in parts[1:]} == {("C1.", whole.protocol)}
+            assert all(test.setting == first.setting for test in others)
 
 
 def test_the_command_writes_the_readme_or_says_in_one_line_why_not(

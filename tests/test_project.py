@@ -10,6 +10,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -80,8 +81,33 @@ def test_every_statement_names_a_notebook_and_is_tested_by_the_published_run() -
     ledger = claims.load()
     tests = {found.id: found.test for claim in ledger.claims for found in claim.statements if found.test}
     assert {test.notebook for test in tests.values()} <= set(profiles.notebook_names())
-    judged = claims.verdicts(ledger, claims.PUBLISHED).set_index("statement")["verdict"]
-    assert [name for name in tests if judged[name] == claims.UNTESTED] == []
+    judged = claims.verdicts(ledger, claims.PUBLISHED).set_index("statement", drop=False)
+    assert [name for name in tests if not judged["seeds"][name]] == []
+    # Which of them a rule keeps from a verdict.
+    kept = judged[judged["why"] != ""].groupby("why")["statement"].agg(list).to_dict()
+    assert kept == {
+        "not tested at this radius: both sides are below 1 %": ["C1.7", "C1.11"],
+        "too few points within 0.25: mean near distance 0.420": ["C4.4", "C4.5"],
+    }
+    # Nothing is said twice: what is the same in other words, such as another protocol without an attack, is a test
+    # with the same numbers.
+    numbers = judged[judged["p"].notna() & (judged["p"] > 0)][["table", "effect", "low", "high"]]
+    assert numbers[numbers.duplicated(keep=False)].empty
+
+
+def test_the_ledger_judges_every_training_on_a_corruption_by_what_it_saw_and_by_all_else() -> None:
+    means = pd.read_csv(claims.PUBLISHED / "beyond_corruptions/means_by_seed.csv")
+    seen = {name.removeprefix("all but ") for name in means["corruption"] if name.startswith("all but ")}
+    asked = {
+        (test.select["corruption"], test.wanted.partition("higher")[0], test.setting["network"])
+        for test in (statement.test for statement in claims.load().claims[5].statements)
+        if test and test.table == "beyond_corruptions/means_by_seed" and test.select["corruption"] != "mean of all"
+    }
+    networks = {name: "noise" if name == "Gaussian noise" else f"CE + {name}" for name in seen}
+    assert len(seen) == 5
+    assert asked == {(name, "", networks[name]) for name in seen} | {
+        (f"all but {name}", "not ", networks[name]) for name in seen
+    }
 
 
 def test_every_profile_is_valid_and_says_what_it_costs() -> None:

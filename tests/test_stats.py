@@ -19,7 +19,25 @@ def test_seed_interval_equals_scipys(count: int) -> None:
 def test_one_seed_has_no_interval() -> None:
     mean, low, high = stats.seed_interval([0.4])
     assert mean == 0.4
-    assert np.isnan([low, high]).all()
+    assert np.isnan([low, high, stats.p_value([0.4], 0.3)]).all()
+
+
+@pytest.mark.parametrize("limit", [-0.2, 0.6, 0.7, 0.71, 0.9])
+def test_a_p_value_is_scipys_and_that_of_a_certain_mean_is_0(limit: float) -> None:
+    sample = np.random.default_rng(0).normal(0.7, 0.1, 5)
+    assert stats.p_value(sample, limit) == pytest.approx(scipy_stats.ttest_1samp(sample, limit).pvalue)
+    assert stats.p_value([0.75] * 4, limit) == 0
+
+
+def test_holms_adjusted_p_values_are_those_of_a_worked_example() -> None:
+    # Those of R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm").
+    p_values = pd.Series({"a": 0.01, "none": np.nan, "b": 0.04, "c": 0.03, "d": 0.005})
+    adjusted = stats.holm(p_values)
+    assert adjusted.to_dict() == pytest.approx(
+        {"a": 0.03, "none": np.nan, "b": 0.06, "c": 0.06, "d": 0.02}, nan_ok=True
+    )
+    assert stats.holm(pd.Series([0.4, 0.9])).tolist() == pytest.approx([0.8, 0.9])
+    assert stats.holm(pd.Series([0.6, 0.9])).tolist() == [1, 1]
 
 
 def table() -> pd.DataFrame:
