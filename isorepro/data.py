@@ -126,8 +126,8 @@ def _breach(dataset: Any) -> str | None:
         if value is None and name in ("test_coordinates", "test_tangents"):
             continue
         if not isinstance(value, Tensor) or value.dtype != dtype:
-            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            return f"{name} must be a tensor of {dtype}, not {found}"
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            return f"{name} must be a tensor of {dtype}, not {kind}"
         if value.device.type != "cpu" or value.layout != torch.strided or value.requires_grad:
             return f"{name} must be dense, on the CPU and without requires_grad"
     for part in ("train", "test"):
