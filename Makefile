@@ -59,6 +59,7 @@ lock:
 	touch $(VENV)/.run $(VENV)/.test
 
 $(VENV)/.run: pyproject.toml requirements.lock
+	@if [ -e $(VENV) ] && [ ! -f $(VENV)/.isorepro ] && [ ! -f $(VENV)/.run ]; then echo "error: make did not make $(VENV), and would change what is installed there: move it elsewhere, or name another with make VENV=..."; exit 1; fi
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"error: Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with make PYTHON=...")'
 	@echo "== installing the locked versions into $(VENV) (once: a few minutes, 6 GB)"
 	@test -x $(BIN)/python || { $(MAKE_VENV); }

@@ -15,7 +15,7 @@ from isorepro import paths
 PACKAGE = Path(__file__).parent
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Foundations": ("errors", "sources", "paths", "progress", "stats", "claims"),
+    "Foundations": ("errors", "paths", "sources", "progress", "stats", "claims"),
     "Data, networks and training": ("hierarchy", "data", "losses", "models", "methods", "training"),
     "Attacks and measures": (
         *(

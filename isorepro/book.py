@@ -66,7 +66,7 @@ def _build(planned: Plan) -> Path:
         return index
     say("book: building (about half a minute)")
     log = planned.folder / "book.log"
-    command = [sys.executable, "-c", _JUPYTER_BOOK, "build", str(draft)]
+    command = [sys.executable, "-P", "-c", _JUPYTER_BOOK, "build", str(draft)]
     command += ["-W", "-n", "--keep-going"]
     paths.note(log)
     with log.open("wb") as output:

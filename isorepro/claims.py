@@ -382,8 +382,8 @@ def _combined(ledger: Ledger, judged: pd.DataFrame) -> pd.DataFrame:
             for column in ("holm", "verdict"):
                 judged.loc[statement.id, column] = verdict = _all_of(set(needed[column]))
             deciding = needed.loc[needed["verdict"] == verdict, "fragile"]
-            # All have to hold, but one that does not is enough.
-            judged.loc[statement.id, "fragile"] = bool(deciding.any() if verdict == HOLDS else deciding.all())
+            # One that does not hold is enough: of several all would have to change.
+            judged.loc[statement.id, "fragile"] = bool(deciding.all() if verdict == FAILS else deciding.any())
     return judged.reset_index(drop=True)
 
 
@@ -408,7 +408,8 @@ def _judged(table: pd.DataFrame, test: Measured) -> dict[str, Any]:
     seeds = [sorted(side.index) for side in sides]
     if seeds[0] != seeds[-1]:
         raise InputError(f"the setting has seeds {seeds[0]} and the baseline {seeds[1]}: they must be the same")
-    sample = sides[0] if test.baseline is None else sides[0] - sides[1]
+    # What rounding leaves of a difference decides nothing.
+    sample = (sides[0] if test.baseline is None else sides[0] - sides[1]).round(12)
     found: dict[str, Any] = {"verdict": UNDECIDED, "seeds": len(sample)}
     if np.isfinite(sample).all():
         found["effect"], *ends = stats.seed_interval(sample)
@@ -416,7 +417,7 @@ def _judged(table: pd.DataFrame, test: Measured) -> dict[str, Any]:
         found["low"], found["high"] = np.clip(ends, *_RANGES.get(test.unit, (-np.inf, np.inf))).tolist()
         near = min(abs(end - test.edge) for end in ends)
         found |= {"verdict": test.judge(found["low"], found["high"]), "p": stats.p_value(sample, test.edge)}
-        found["fragile"] = bool(near <= (ends[1] - ends[0]) / 2 * _FRAGILE)
+        found["fragile"] = bool(near <= (ends[1] - ends[0]) / 2 * _FRAGILE + 1e-12)
     if why := _too_little(table, test, sides):
         found |= {"verdict": UNTESTED, "fragile": False, "p": np.nan, "why": why}
     return found
@@ -425,10 +426,10 @@ def _judged(table: pd.DataFrame, test: Measured) -> dict[str, Any]:
 def _too_little(table: pd.DataFrame, test: Measured, sides: list[pd.Series]) -> str:
     """Return why the rows at hand do not test a statement, or an empty text."""
     for column, distance in test.within.items():
-        mean = _by_seed(table, test.select | test.setting, column).mean()
+        mean = _by_seed(table, test.select | test.setting, column).mean(skipna=False)
         if not mean <= distance:
             return f"too few points within {distance:g}: mean {column.replace('_', ' ')} {mean:.3f}"
-    if test.unit == "points" and all(side.mean() < FLOOR for side in sides):
+    if test.unit == "points" and all(side.mean(skipna=False) < FLOOR for side in sides):
         return f"not tested at this radius: both sides are below {FLOOR:.0%}".replace("%", " %")
     return ""
 

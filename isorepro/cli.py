@@ -46,13 +46,15 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run the notebooks of a profile and build the book; what is up to date is not done again."""
-    # Before matplotlib is imported, here for the book, which reads them then.
-    os.environ.update({name: paths.surroundings()[name] for name in ("MATPLOTLIBRC", "MPLCONFIGDIR")})
-    from isorepro import book, cluster, profiles, runner
+    from isorepro import cluster, profiles
 
     started = time.monotonic()
     planned = profiles.plan(profile, _names(only or []), _assignments(parameter or []))
     place = cluster.where(on, cluster_options) if on else None
+    # Before matplotlib is imported, here for the book, which reads them then.
+    os.environ.update({name: paths.surroundings()[name] for name in ("MATPLOTLIBRC", "MPLCONFIGDIR")})
+    from isorepro import book, runner
+
     say(f"profile '{profile}': {len(planned.notebooks)} notebook(s), results in {_shown(planned.folder)}")
     try:
         runner.run(planned, jobs, place)

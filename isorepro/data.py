@@ -118,14 +118,16 @@ def _breach(dataset: Any) -> str | None:
     classes = dataset.classes
     named = isinstance(classes, tuple) and all(isinstance(name, str) for name in classes)
     if not named or not 2 <= len(set(classes)) == len(classes):
-        return f"classes must be a tuple of at least two names, no two alike, not {classes!r}"
+        found = " ".join(repr(classes).split())[:80]
+        return f"classes must be a tuple of at least two names, no two alike, not {found}"
     tensors = {name: value for name, value in vars(dataset).items() if name not in ("name", "classes")}
     for name, value in tensors.items():
         dtype = torch.int64 if name.endswith("labels") else torch.float32
         if value is None and name in ("test_coordinates", "test_tangents"):
             continue
         if not isinstance(value, Tensor) or value.dtype != dtype:
-            return f"{name} must be a tensor of {dtype}, not {getattr(value, 'dtype', type(value).__name__)}"
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            return f"{name} must be a tensor of {dtype}, not {kind}"
         if value.device.type != "cpu" or value.layout != torch.strided or value.requires_grad:
             return f"{name} must be dense, on the CPU and without requires_grad"
     for part in ("train", "test"):
@@ -147,7 +149,7 @@ def _breach(dataset: Any) -> str | None:
         if least < 0 or most >= len(classes):
             return f"{part}_labels must be from 0 to {len(classes) - 1}, as classes, not from {least} to {most}"
         if lacking := set(range(len(classes))) - set(labels.unique().tolist()):
-            return f"{part}_labels must hold every class, and lack {min(lacking)} ('{classes[min(lacking)]}')"
+            return f"{part}_labels must hold every class, and lack {min(lacking)} ({classes[min(lacking)]!r})"
     count, coordinates, tangents = len(dataset.test_labels), dataset.test_coordinates, dataset.test_tangents
     if coordinates is not None:
         shape = tuple(coordinates.shape)
@@ -469,8 +471,10 @@ def torus(
         name: of the dataset.
 
     Raises:
-        InputError: ``pieces`` does not divide ``rows``.
+        InputError: an unknown cut, or ``pieces`` does not divide ``rows``.
     """
+    if cut not in ("axis", "tube"):
+        raise unknown("cut of a torus", cut, ("axis", "tube"))
     if pieces < 1 or rows % pieces:
         raise InputError(f"torus: pieces must divide {rows}, not {pieces}")
     generator = torch.Generator().manual_seed(seed)

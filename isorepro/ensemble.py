@@ -208,12 +208,18 @@ def _to_plane(points: Tensor, slopes: Tensor, values: Tensor) -> Tensor:
         torch.minimum(room, length, out=moves)
 
 
+def _require_images(images: Tensor) -> None:
+    if images.dim() != 4:
+        raise InputError(f"AutoAttack: needs images, (N, channels, height, width), not {tuple(images.shape)}")
+
+
 def _radii(epsilon: float | Tensor, images: Tensor) -> Tensor:
     """Return a radius for each image, as (N, 1, …)."""
     radii = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device).expand(len(images))
     return radii.reshape(-1, *[1] * (images.dim() - 1))
 
 
+@evaluated
 @torch.random.fork_rng()
 @torch.no_grad()
 def autoattack(
@@ -246,10 +252,10 @@ def autoattack(
         Images of the same shape; those that were not fooled are unchanged.
 
     Raises:
-        InputError: fewer than four classes.
+        InputError: inputs that are no images, or fewer than four classes.
     """
-    with torch.no_grad():
-        attacks.require_four_classes(model(images[:1]).shape[1], "AutoAttack (targeted APGD)")
+    _require_images(images)
+    attacks.require_four_classes(class_logits(model, images[:1]).shape[1], "AutoAttack (targeted APGD)")
     radii = _radii(epsilon, images)
     result, standing = images.clone(), torch.arange(len(images), device=images.device)
     for run in _ensemble(model, images, labels, iterations=iterations, queries=queries, seed=seed):
@@ -273,8 +279,7 @@ def _ensemble(
     Raises:
         InputError: inputs that are no images.
     """
-    if images.dim() != 4:
-        raise InputError(f"AutoAttack: needs images, (N, channels, height, width), not {tuple(images.shape)}")
+    _require_images(images)
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
     model, images = copy.deepcopy(model).eval().requires_grad_(False), images.contiguous()

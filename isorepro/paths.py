@@ -22,8 +22,11 @@ PACKAGE = Path(__file__).resolve().parent
 MARK = ".isorepro"
 """The file in which a folder says what in it is ours."""
 
-_LISTED = "# Made by isorepro, which deletes and replaces the files listed here, and no others.\n"
-_SCRATCH = "# Scratch of isorepro, which deletes this folder with all that is in it.\n"
+LIBRARIES = "libraries"
+"""The folder of the cache in which libraries keep theirs."""
+
+_LISTED = "# Made by isorepro, which deletes and replaces the files listed here, and no others. Folder: "
+_SCRATCH = "# Scratch of isorepro, which deletes this folder with all that is in it. Folder: "
 
 
 def output() -> Path:
@@ -65,19 +68,18 @@ def claim(folder: Path) -> None:
     Raises:
         InputError: it holds something and does not say that it is ours.
     """
-    if (folder / MARK).is_file():
+    if _says(folder, _LISTED):
         return
     folder.mkdir(parents=True, exist_ok=True)
     # Looked at in this order: another process may claim and fill it meanwhile.
-    if any(folder.iterdir()) and not (folder / MARK).is_file():
+    if any(folder.iterdir()) and not _says(folder, _LISTED):
         raise InputError(
             f"{folder} is not empty, and no isorepro of this version made it: move it elsewhere, or set "
             "ISOREPRO_OUTPUT to another folder"
         )
     with suppress(FileExistsError):
         (folder / MARK).touch(exist_ok=False)
-        with (folder / MARK).open("a") as list_:
-            list_.write(_LISTED)
+        _say(folder, _LISTED)
 
 
 def made(folder: Path) -> set[Path]:
@@ -85,10 +87,9 @@ def made(folder: Path) -> set[Path]:
     if folder.name == "cache":
         named = {_intended(path) for path in folder.glob("*/*")}
         return {path for path in named if re.fullmatch(r"[0-9a-f]{64}\.\w+", path.name)}
-    try:
-        lines = (folder / MARK).read_text().splitlines()
-    except (FileNotFoundError, NotADirectoryError):
+    if not _says(folder, _LISTED):
         return set()
+    lines = (folder / MARK).read_text().splitlines()
     return {folder / line for line in lines if line and not line.startswith("#")}
 
 
@@ -138,11 +139,23 @@ def _intended(path: Path) -> Path:
     return path.with_name(re.sub(r"^\.(.+)\.\d+-\d+\.part$", r"\1", path.name))
 
 
-def _is_scratch(folder: Path) -> bool:
+def _say(folder: Path, what: str) -> None:
+    """Let a folder say that it is ours, by its name: a copy of it is another's."""
+    with (folder / MARK).open("a") as list_:
+        list_.write(f"{what}{folder.name}\n")
+
+
+def _says(folder: Path, what: str) -> bool:
     try:
-        return (folder / MARK).read_text().startswith(_SCRATCH)
+        text = (folder / MARK).read_text()
     except OSError:
         return False
+    # Empty for a moment, when another process claims it.
+    return text.startswith(f"{what}{folder.name}\n") or (not text and what == _LISTED)
+
+
+def _is_scratch(folder: Path) -> bool:
+    return _says(folder, _SCRATCH)
 
 
 def scratch(parent: Path, name: str) -> Path:
@@ -153,7 +166,7 @@ def scratch(parent: Path, name: str) -> Path:
     # Of this process: one that was killed may take a second to die.
     folder = parent / f"{name}-{os.getpid()}"
     folder.mkdir(parents=True)
-    (folder / MARK).write_text(_SCRATCH)
+    _say(folder, _SCRATCH)
     return folder
 
 
@@ -162,7 +175,8 @@ def discard(folder: Path) -> None:
     if _is_scratch(folder) and not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
         if folder.is_dir():  # a process that dies wrote to it
-            (folder / MARK).write_text(_SCRATCH)
+            (folder / MARK).unlink(missing_ok=True)
+            _say(folder, _SCRATCH)
 
 
 def put(product: Path, target: Path, ours: Set[Path] | None = None) -> list[Path]:
@@ -200,18 +214,16 @@ def remove(folder: Path) -> list[Path]:
     Returns:
         What is left: what others put there, or the folder itself if it is not ours.
     """
-    ours, mark = made(folder), folder / MARK
-    if folder.is_symlink() or not (ours or mark.is_file()):
+    ours, listed = made(folder), _says(folder, _LISTED)
+    if folder.is_symlink() or not (ours or listed or _is_scratch(folder / LIBRARIES)):
         return [folder]
     others = _clear(folder, ours)
-    if mark.is_file():
-        mark.write_text(_LISTED)
-        if not others:
-            mark.unlink()
-            try:
-                folder.rmdir()
-            except OSError:  # a process has made something meanwhile
-                mark.write_text(_LISTED)
+    if listed:
+        (folder / MARK).unlink()
+        try:
+            folder.rmdir()
+        except OSError:  # others, or a process has made something meanwhile
+            _say(folder, _LISTED)
     return others
 
 
@@ -250,7 +262,7 @@ _IGNORED = {
     *("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR"),
     *("PYTHONINSPECT", "PYTHONOPTIMIZE", "PYTHONSTARTUP", "PYTHONWARNINGS"),
 }
-_FOLDERS = {
+CACHES = {
     *("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"),
 }
 
@@ -261,11 +273,12 @@ def surroundings() -> dict[str, str]:
     Their caches and settings lie in ``cache/libraries`` of the output folder, and stay between runs. What is
     installed is found as ever, by the user's PYTHONPATH as well.
     """
-    own, path = output() / "cache" / "libraries", os.environ.get("PYTHONPATH")
-    own.mkdir(parents=True, exist_ok=True)
-    (own / MARK).write_text(_SCRATCH)
+    own, path = output() / "cache" / LIBRARIES, os.environ.get("PYTHONPATH")
+    if not own.exists():
+        own.mkdir(parents=True, exist_ok=True)
+        _say(own, _SCRATCH)
     return {name: value for name, value in os.environ.items() if name not in _IGNORED} | {
-        **{name: str(own / name.lower()) for name in _FOLDERS},
+        **{name: str(own / name.lower()) for name in CACHES},
         "MATPLOTLIBRC": os.devnull,
         "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *([path] if path else [])]),
         "PYTHONUTF8": "1",

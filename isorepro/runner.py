@@ -280,22 +280,29 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
 
     cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     texts = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
-    ours = [name for name in sources.modules() if name.removeprefix("isorepro.") not in ABOUT_RUNNING]
+    ours = [name for name in sources.modules() if not _is_about_running(name)]
     script = "\n".join(_plain(cell.source) for cell in cells if cell.cell_type == "code")
-    code = sources.reach(ours, disk=True, script=script, beside=profiles.NOTEBOOKS)
+    reached = sources.reach(ours, disk=True, script=script, beside=profiles.NOTEBOOKS)
+    # Notebooks import the types of their parameters from a module that changes no result.
+    code = {name: text for name, (_, text) in reached.code.items() if not _is_about_running(name)}
+    files = [[*at, digest] for at, digest in reached.files.items()]
     beside = sorted(path for kind in ("css", "js") for path in Path(__file__).parent.rglob(f"*.{kind}"))
     looks = [(path.name, path.read_text()) for path in beside]
     versions = library_versions() | {name: version(name) for name in ("matplotlib", "pandas")}
     # Figures show what a parameter names in its order: {"b": 1, "a": 2} is not {"a": 2, "b": 1}.
     parameters = {name: json.dumps(value) for name, value in values.items()}
-    return digest([texts, parameters, code.fingerprint, looks, versions])
+    return digest([texts, parameters, code, files, looks, versions])
 
 
 ABOUT_RUNNING = (
     *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "api_pages", "lineage", "speed"),
-    *("book", "cli", "__init__"),
+    *("book", "cli"),
 )
 """Modules that change no result of a notebook."""
+
+
+def _is_about_running(module: str) -> bool:
+    return module.removeprefix("isorepro.") in ("isorepro", *ABOUT_RUNNING)
 
 
 def _plain(cell: str) -> str:
@@ -411,8 +418,11 @@ def _execute(folder: Path, notebook: str, values: Mapping[str, Any], desk: _Desk
         # Empty where there is none, whatever the run itself was told.
         cluster.ADDRESS: desk.scheduler or "",
     }
-    command = [sys.executable, "-c", _PAPERMILL, str(profiles.NOTEBOOKS / f"{notebook}.ipynb"), str(executed)]
+    # -P: nothing in the folder that the run was started in is imported.
+    command = [sys.executable, "-P", "-c", _PAPERMILL]
     command += [
+        str(profiles.NOTEBOOKS / f"{notebook}.ipynb"),
+        str(executed),
         str(given),
         str(profiles.NOTEBOOKS),
         str(paths.PACKAGE),

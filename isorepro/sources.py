@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+from isorepro import paths
 from isorepro.errors import DataError, InputError
 
 FOLLOWED = {__name__.partition(".")[0]}
@@ -45,8 +46,8 @@ _INSTALLED = tuple(f"{sysconfig.get_path(kind)}{os.sep}" for kind in _KINDS)
 _OF_THE_SYSTEM = (
     *(*_INSTALLED, "/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/", "/usr/lib/", "/System/", "/Library/"),
     *(f"{sys.prefix}{os.sep}{folder}{os.sep}" for folder in ("etc", "lib", "share")),
-    f"{Path.home()}{os.sep}.",
 )
+_HIDDEN = f"{os.environ.get('HOME', os.sep).rstrip(os.sep)}{os.sep}."
 
 
 class _Loader(SourceFileLoader):
@@ -56,13 +57,19 @@ class _Loader(SourceFileLoader):
         return {**found, "mtime": int(found["mtime"] * 1e6)}
 
     def exec_module(self, module: ModuleType) -> None:
-        if module.__name__ in LOADED:
+        again = module.__name__ in LOADED
+        if again:
             RELOADED.append(module.__name__)
+            for seen in [seen for seen in READ if seen[0] == module.__name__]:
+                del READ[seen]
         _remember(module.__name__, self.get_data(self.path))
         try:
             super().exec_module(module)
         except BaseException:
-            LOADED[module.__name__] = b""  # part of it, and of what was there before
+            if again:
+                LOADED[module.__name__] = b""  # part of it, and of what was there before
+            else:
+                del LOADED[module.__name__]
             raise
         finally:
             _since[module.__name__] = len(RELOADED)
@@ -116,8 +123,10 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
     """Note which file a module of yours opens to read, and what is in it."""
     if event != "open" or not isinstance(arguments[0], str) or getattr(_busy, "looking", False):
         return
-    path, _, flags = arguments
-    if (flags or 0) & (os.O_WRONLY | os.O_RDWR) or path.startswith(_OF_THE_SYSTEM) or path.endswith(".pyc"):
+    path, flags = arguments[0], arguments[2] or 0
+    if path.startswith(_OF_THE_SYSTEM) or "__pycache__" in path:
+        return
+    if flags & (os.O_WRONLY | os.O_CREAT):
         return
     # Of the modules kept in mind the one whose code is nearest. What the library opens, it verifies itself.
     frame: FrameType | None = sys._getframe(1)
@@ -131,6 +140,10 @@ def _notice(event: str, arguments: tuple[Any, ...]) -> None:
     try:
         found = Path(path).absolute()
         own = [place for package in FOLLOWED for place in getattr(sys.modules.get(package), "__path__", [])]
+        own += [os.environ[name] for name in paths.CACHES if os.environ.get(name)]
+        # A setting of a library, unless the module itself lies among them.
+        if str(found).startswith(_HIDDEN) and not frame.f_globals.get("__file__", "").startswith(_HIDDEN):
+            own.append(found.anchor)
         if found.is_file() and not _is_installed(str(found)) and not any(map(found.is_relative_to, own)):
             READ[name, str(found)] = _content(found)
     except OSError:
@@ -167,7 +180,8 @@ def modules() -> list[str]:
         for place in map(Path, (spec and spec.submodule_search_locations) or []):
             for path in sorted(place.rglob("*.py")):
                 parts = (package, *path.relative_to(place).with_suffix("").parts)
-                names.append(".".join(parts).removesuffix(".__init__"))
+                if all(map(str.isidentifier, parts)):  # else a copy that an editor made
+                    names.append(".".join(parts).removesuffix(".__init__"))
     return names
 
 
@@ -227,7 +241,7 @@ def reach(roots: Iterable[str], *, disk: bool = False, script: str = "", beside:
         beside: a folder in which modules are looked for first.
 
     Raises:
-        InputError: an import of ours or within a package of yours that leads nowhere, or source that is no Python.
+        InputError: an import of ours that leads nowhere, or source that is no Python.
         DataError: a file that a module says it reads is missing.
     """
     _spec.cache_clear()
@@ -262,12 +276,17 @@ def reach(roots: Iterable[str], *, disk: bool = False, script: str = "", beside:
             for file in text.reads:
                 files |= _contents(name, _path(origin, file), file)
         if not importer or found:
-            todo += _checked(importer, dotted, least, found, texts)
+            todo += _checked(importer, dotted, least, found, texts, doubts)
     return Reach(dict(sorted(code.items())), dict(sorted(files.items())), tuple(dict.fromkeys(doubts)))
 
 
 def _checked(
-    importer: str, dotted: str, least: int, found: Sequence[tuple[str, ModuleSpec]], texts: dict[str, "_Text"]
+    importer: str,
+    dotted: str,
+    least: int,
+    found: Sequence[tuple[str, ModuleSpec]],
+    texts: dict[str, "_Text"],
+    doubts: list[str],
 ) -> list[tuple[str, str, int]]:
     """Check that an import leads somewhere; return what ``import *`` of a package may import besides."""
     parts = dotted.split(".")
@@ -279,8 +298,12 @@ def _checked(
     # Of a package, what is imported from it is a module or one of its names.
     missing = inside is not None and name in texts and not texts[name].bound & {inner, "*"}
     if len(found) < least or missing:
-        who = importer or "what is to be kept"
-        raise InputError(f"{who} needs {dotted}, which is not found: no key would tell its code")
+        fault = (
+            f"{importer or 'what is to be kept'} needs {dotted}, which is not found: no key would tell its code"
+        )
+        if not importer or is_ours(importer):
+            raise InputError(fault)
+        doubts.append(fault)
     return []
 
 
@@ -377,7 +400,9 @@ def _parsed(source: bytes, name: str, package: str) -> _Text:
                 try:
                     base = importlib.util.resolve_name("." * node.level + base, package)
                 except ImportError as error:
-                    raise InputError(f"{name}, line {node.lineno}: {error}") from None
+                    if is_ours(name):
+                        raise InputError(f"{name}, line {node.lineno}: {error}") from None
+                    continue  # nor does Python find it: what is reached is the import that stands in for it
             imports += [(f"{base}.{alias.name}", base.count(".") + 1) for alias in node.names]
             known |= {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

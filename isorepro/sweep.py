@@ -40,7 +40,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from isorepro import cluster, data, hierarchy, methods, paths, sources
 from isorepro.errors import InputError, ended, unknown
 from isorepro.models import Stack
-from isorepro.progress import say, track
+from isorepro.progress import say, tell, track
 from isorepro.training import TrainedModel, TrainingConfig, dataset_of, resolve_device, train
 
 JOBS = "ISOREPRO_JOBS"
@@ -443,7 +443,7 @@ def _tell_the_runner(results: int, kept: int, saved: float, unkept: int) -> None
 def _say_why(unkept: Mapping[str, Sequence[str]], what: str) -> None:
     for reason in dict.fromkeys(reason for reasons in unkept.values() for reason in reasons):
         count = sum(reason in reasons for reasons in unkept.values())
-        say(f"{count} result(s) {what}: {reason}")
+        tell(f"{count} result(s) {what}: {reason}")
 
 
 def _shared(

@@ -217,7 +217,7 @@ def test_claims_are_undecided_and_their_pages_show_no_interval(tmp_path: Path) -
         table[table["seed"] == 0].to_csv(target, index=False)
     ledger = claims.load()
     judged = claims.verdicts(ledger, tmp_path)
-    assert set(judged["verdict"]) == {claims.UNDECIDED, claims.UNTESTED}
+    assert set(judged["verdict"]) == {claims.UNDECIDED, claims.UNTESTED, claims.DESCRIBED}
     summed = claims.overall(ledger, judged)
     for text in (claim_pages.glance(ledger, judged, summed), claim_pages.every_claim(ledger, judged, summed)):
         assert "one seed: no interval" in text

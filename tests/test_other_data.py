@@ -333,7 +333,9 @@ def test_a_download_counts_only_when_it_is_whole(
         return Answer(sent if request.get_method() != "HEAD" else b"", request.full_url)
 
     # What a killed process may have left is no download either.
-    left = paths.scratch(path.parent, ".download").rename(path.parent / ".download-1") / ARCHIVE
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        left = paths.scratch(path.parent, ".download") / ARCHIVE
     left.write_bytes(content[:10])
     mine = path.parent / ".download" / "thesis.txt"
     mine.parent.mkdir()

@@ -112,12 +112,13 @@ def test_models_are_attacked_in_evaluation_mode_and_left_as_they_were(name: str)
 
     options = {"attack": own, "evaluation": replace(health.corrected(3), one_step=own), "source": plain().train()}
     expected = called(name, model, **options)
-    # One part is in the other mode, as where a layer is kept fixed in training.
-    model.train()
-    norm.eval()
-    before = state(model)
-    assert called(name, model, **options) == expected
-    assert state(model) == before
+    # All of it in the other mode, or all but one part, as where a layer is kept fixed in training.
+    for fixed in (False, True):
+        model.train()
+        norm.train(not fixed)
+        before = state(model)
+        assert called(name, model, **options) == expected
+        assert state(model) == before
     norm.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         called(name, model, **options)

@@ -281,7 +281,7 @@ def execute(folder: Path, notebook: str, values: dict[str, Any], desk: object, r
     results = Results(notebook, folder)
     results.table("curves_by_seed", pd.DataFrame(rows, columns=["seed", "beta", "accuracy"]))
     results.table("curves", pd.DataFrame({"mean": [0.5]}))
-    took = {"wall_seconds": 0.1, "cpu_seconds": 0.1, "peak_memory_mib": 1, "results": 0, "kept": 0}
+    took = {"wall_seconds": 0.1, "cpu_seconds": 0.1, "peak_memory_mib": 1, "results": 0, "kept": 0, "unkept": 0}
     return {"parameters": values, "started": "2026-11-24T00:00:00+00:00", "jobs": 1, **took}
 
 

@@ -187,7 +187,7 @@ def test_a_run_tells_how_it_was_made(workspace: Path, monkeypatch: pytest.Monkey
     body = (
         BODY.format(folder=workspace) + "import pandas as pd\nResults('tiny').table('t', pd.DataFrame({'a': [1]}))"
     )
-    body += "\nimport os\nPath(os.environ['ISOREPRO_KEPT']).write_text('4 2 7.5\\n3 1 0.5\\n')"
+    body += "\nimport os\nPath(os.environ['ISOREPRO_KEPT']).write_text('4 2 7.5 0\\n3 1 0.5 0\\n')"
     write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", body)
     planned = profiles.plan("quick")
     runner.run(planned, 2)
@@ -527,6 +527,7 @@ def test_a_second_run_and_clean_leave_all_that_no_run_made(
     output, elsewhere = workspace / "output", workspace / "elsewhere"
     run, planned = output / "quick", profiles.plan("quick")
     runner.run(planned)
+    shutil.copytree(run, output / "before")
     kept = paths.write_atomically(output / f"cache/tables/{'a1' * 32}.json", "{}")
     kept.with_name(f".{kept.name}.12-34.part").touch()
     (run / "results/tiny/.numbers.json.12-34.part").touch()  # by a killed process
@@ -544,7 +545,7 @@ def test_a_second_run_and_clean_leave_all_that_no_run_made(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir() if name.endswith("/") else path.write_text("mine")
     assert runner.outdated(planned) == []
-    left = entries(elsewhere) | {run / "results/run": None}
+    left = entries(elsewhere) | entries(output / "before") | {run / "results/run": None}
     write_notebook(profiles.NOTEBOOKS / "tiny.ipynb", BODY.format(folder=workspace).replace("tiny", "other"))
     with pytest.raises(InputError, match=r"results/run is in the way, and isorepro did not make it"):
         runner.run(planned)
@@ -750,7 +751,7 @@ def test_the_time_left_is_told_within_a_third(
             running.append(waiting.pop(0))
             scratch = tmp_path / running[-1]
             scratch.mkdir()
-            (scratch / "kept").write_text(f"3 1 {saved.get(running[-1], 0)}\n")
+            (scratch / "kept").write_text(f"3 1 {saved.get(running[-1], 0)} 0\n")
             desk.begin(running[-1], scratch)
         speed = {name: int((tmp_path / name / "share").read_text()) for name in running}
         first = min(running, key=lambda name: left[name] / speed[name])
@@ -831,7 +832,9 @@ def test_a_damaged_archive_ends_a_run_in_one_line(tmp_path: Path) -> None:
 def test_a_book_is_built_beside_what_a_killed_build_left(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = profiles.plan("quick")
     paths.claim(planned.folder)
-    left = paths.scratch(planned.folder / ".running", "book").rename(planned.folder / ".running/book-1") / "_build"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        left = paths.scratch(planned.folder / ".running", "book") / "_build"
     left.mkdir()
     drafts: list[Path] = []
 

@@ -506,15 +506,23 @@ def test_a_changed_line_in_any_module_that_is_reached_changes_the_key_and_no_oth
 
 
 @pytest.mark.parametrize(
-    "code", ["import nested.absent", "from nested import absent", "from .absent import x", "from .. import x"]
+    "code", ["import nested.absent", "from nested import absent", "from .absent import x", "from ... import x"]
 )
-def test_an_import_of_ours_that_leads_nowhere_is_refused(
+def test_an_import_that_leads_nowhere_is_refused_in_ours_and_a_doubt_in_yours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     (tmp_path / "nested").mkdir()
     (tmp_path / "nested" / "__init__.py").write_text("present = 1")
     (tmp_path / "nested" / "start.py").write_text(code)
+    # What an editor leaves is no module.
+    (tmp_path / "nested" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "nested" / ".ipynb_checkpoints" / "start-checkpoint.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
+    doubts = sources.reach(["nested.start"]).doubts
+    assert [doubt for doubt in doubts if "is not found" in doubt] or "..." in code  # as where an import stands in
+    monkeypatch.setattr(sources, "FOLLOWED", {"nested"})
+    sources._parsed.cache_clear()
+    assert sources.modules() == ["nested", "nested.start"]
     with pytest.raises(
         InputError, match=r"nested.start needs .*, which is not found|nested.start, line 1: .*beyond"
     ):
@@ -773,6 +781,28 @@ def test_a_file_that_is_read_is_part_of_the_key_if_it_is_declared_and_else_nothi
     importlib.reload(mine)
     with pytest.raises(InputError, match="reads must be given files as text"):
         sweep.train_all([SPOTTED])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        # Beside the module, and not to be had here.
+        "try:\n    import optional_of_mine\nexcept ImportError:\n    pass",
+        "try:\n    from .helper_of_mine import EDGE\nexcept ImportError:\n    from helper_of_mine import EDGE",
+        # As matplotlib reads its list of fonts.
+        "import os\n(Path(os.environ['MPLCONFIGDIR']) / 'fonts.json').read_text()",
+    ],
+)
+def test_what_is_optional_and_the_caches_of_libraries_keep_no_result_from_being_kept(
+    mine: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    (tmp_path / "optional_of_mine.py").write_text("import a_library_that_is_not_installed")
+    (tmp_path / "fonts.json").touch()
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+    (tmp_path / "points_of_mine.py").write_text(MINE + more)
+    importlib.reload(mine)
+    sweep.train_all([SPOTTED], jobs=1)
+    assert len(files(cache)) == 1
 
 
 def test_a_folder_that_is_read_counts_with_all_its_files(mine: Any, tmp_path: Path) -> None:
