@@ -171,7 +171,8 @@ def test_only_one_module_deletes() -> None:
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("target", ["distclean", "lock", "reproduce"])
 def test_make_deletes_no_environment_that_it_did_not_make(tmp_path: Path, target: str, own: bool) -> None:
-    for name in (".venv/lib.py", "_output/thesis.txt", "requirements.lock", *([] if own else [".venv/.isorepro"])):
+    there = [".venv/lib.py", "_output/thesis.txt", "requirements.lock", "pyproject.toml"]
+    for name in (*there, *([] if own else [".venv/.isorepro"])):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     command = ["make", "-f", str(ROOT / "Makefile"), target, "PYTHON=false"]
