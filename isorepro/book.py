@@ -195,9 +195,11 @@ def _as_page(
 
 
 def _note(single: list[str]) -> str:
+    others = " and ".join(_code(name) for name in single if name != "seeds")
+    told = NO_INTERVALS if "seeds" in single else f"What comes of {others}, a single seed, has no intervals."
     return (
-        f":::{{note}}\n{NO_INTERVALS} (In {' and '.join(map(_code, single))}, a parameter of this run.) A mean is "
-        "that network’s own number, lines have no bands, and whether a difference is measurable stays open.\n:::"
+        f":::{{note}}\n{told} A mean is then that network’s own number, lines have no bands, and whether a "
+        "difference is measurable stays open.\n:::"
     )
 
 

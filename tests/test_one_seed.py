@@ -277,6 +277,8 @@ def test_every_page_of_a_run_with_one_seed_says_so_and_shows_text_as_it_is() -> 
     page = book._as_page(nbformat.v4.new_notebook(cells=cells), "beyond_corruptions", planned, record)
     _, table, note, code, provenance = page.cells
     assert book.NO_INTERVALS in note.source
+    assert "`phase_seeds`, a single seed, has no intervals" in book._note(["phase_seeds"])
+    assert book.NO_INTERVALS not in book._note(["phase_seeds"])
     assert code.outputs[0].data["text/markdown"] == "correlation –"
     shown = MarkdownIt().enable("table").parse(table.source)
     codes = [part.content for token in shown for part in token.children or [] if part.type == "code_inline"]
