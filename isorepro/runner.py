@@ -88,6 +88,10 @@ OWN = 15.0
 """Processor seconds of a notebook that finds all its results kept, about: it starts, reads and draws."""
 
 
+BOOK = 30.0
+"""Seconds that the book takes once the notebooks of a profile are done, about."""
+
+
 class _Desk:
     """What the notebooks of a run share: processors, a cluster, the place where progress is shown, and the clock.
 
@@ -105,6 +109,7 @@ class _Desk:
         self.began = time.time_ns()
         self._expected = _expected_seconds(planned, keys)
         self.order = sorted(keys, key=lambda notebook: -self._expected[notebook])
+        self._book = BOOK if planned.whole else 0.0
         self._interrupted = {name for name in keys if [*(planned.folder / ".running").glob(f"{name}-*")]}
         self._lock = threading.Lock()
         self._running: dict[str, tuple[Path, int]] = {}
@@ -159,8 +164,8 @@ class _Desk:
             self._done.append(notebook)
             if not self._spent[notebook]:
                 self._expected[notebook] = 0.0  # another run did it: that tells nothing of this one
-            left = self._seconds_left()
-            rest = f", {clock(self._last - self._started)} gone, about {clock(left)} left" if left else ""
+            left, gone = self._seconds_left(), clock(self._last - self._started)
+            rest = f", {gone} gone, about {clock(left + self._book)} left" if left else ""
             say(f"{notebook}: {done} ({len(self._done)} of {len(self._expected)}{rest})")
 
     def _seconds_left(self) -> float:
