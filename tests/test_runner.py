@@ -262,12 +262,15 @@ SIDE = """
 import time
 from pathlib import Path
 from isorepro.sweep import _allowed
-share, started = _allowed(None), time.time()
+share, folder, patience = _allowed(None), Path("{folder}"), time.time() + {patience}
 from ipykernel.connect import get_connection_info
 known = get_connection_info(unpack=True)
-(Path("{folder}") / "{name}.kernel").write_text(f"{{known['transport']}} {{known['ip']}}")
-time.sleep(1.5)
-(Path("{folder}") / "{name}.spent").write_text(f"{{started}} {{time.time()}} {{share}}")
+(folder / "{name}.kernel").write_text(f"{{known['transport']}} {{known['ip']}}")
+# Kernels take longer to start on a busy machine: each waits for the other, as long as it may take.
+while not (folder / "{other}.kernel").exists() and time.time() < patience:
+    time.sleep(0.02)
+met = (folder / "{other}.kernel").exists() and not (folder / "{other}.spent").exists()
+(folder / "{name}.spent").write_text(f"{{int(met)}} {{share}}")
 """
 
 
@@ -277,15 +280,15 @@ time.sleep(1.5)
 def test_notebooks_run_side_by_side_on_the_processors_given(
     workspace: Path, jobs: int, together: bool, shares: list[int]
 ) -> None:
-    for name in ("one", "two"):
-        write_notebook(profiles.NOTEBOOKS / f"{name}.ipynb", SIDE.format(folder=workspace, name=name))
+    for name, other in (("one", "two"), ("two", "one")):
+        body = SIDE.format(folder=workspace, name=name, other=other, patience=60 if together else 1)
+        write_notebook(profiles.NOTEBOOKS / f"{name}.ipynb", body)
     (profiles.PROFILES / "quick.yml").write_text("one:\ntwo:\n")
     assert runner.run(profiles.plan("quick"), jobs)
     spent = [(workspace / f"{name}.spent").read_text().split() for name in ("one", "two")]
-    first, second = sorted((float(start), float(end)) for start, end, _ in spent)
-    assert (second[0] < first[1]) == together
+    assert any(int(met) for met, _ in spent) == together
     # Each is alone before the other has begun, so that it may have been given all.
-    assert all(int(share) in {*shares, jobs} for *_, share in spent)
+    assert all(int(share) in {*shares, jobs} for _, share in spent)
     assert (workspace / "output/quick/records/two.json").is_file()
     assert not list((workspace / "output/quick/.running").glob("*-*"))
     if sys.platform == "linux":
