@@ -24,10 +24,10 @@ holds. It is fragile if what decides it is. A **description** has an effect and 
 statements of the ledger may have the same test: what is tested once is cited elsewhere.
 
 A *claim* is judged by its counted statements: all but descriptions and those that another one of the claim needs,
-which count once, as part of it. It **holds** if all that were tested do. It **holds only under** some protocols if
-some do: in full under a protocol all of whose statements hold, in part under one some of whose do, be the others
-tested or not. It **does not hold** if none holds and at least one does not. Else it is **undecided**, or **not
-tested here** if no statement was.
+which count once, as part of it. It **holds** if all that were tested do. It **holds in part** if some do, and is
+then told protocol by protocol: in full under one all of whose statements hold, in part under one some of whose
+do, be the others tested or not. It **does not hold** if none holds and at least one does not. Else it is
+**undecided**, or **not tested here** if no statement was.
 
 The ledger holds no verdicts: what it does not know, such as a verdict, it refuses.
 """
@@ -50,15 +50,15 @@ LEDGER = paths.DATA / "reference" / "claims.yml"
 PUBLISHED = paths.DATA / "reference" / "paper"
 """The tables of the published run, laid out as a run's results are."""
 
-HOLDS, ONLY, FAILS, UNDECIDED, UNTESTED, DESCRIBED = (
+HOLDS, PARTLY, FAILS, UNDECIDED, UNTESTED, DESCRIBED = (
     "holds",
-    "holds only",
+    "holds in part",
     "does not hold",
     "undecided",
     "not tested here",
     "description",
 )
-SYMBOLS = {HOLDS: "✓", ONLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "○", DESCRIBED: "·"}
+SYMBOLS = {HOLDS: "✓", PARTLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "○", DESCRIBED: "·"}
 
 FLOOR = 0.01
 """Share below which two means are too low to be compared."""
@@ -462,8 +462,8 @@ def overall(ledger: Ledger, judged: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per claim, in order: claim, title, verdict (one of the five of a claim), told (the same in words,
-        with the protocols it holds under), holm (told, with Holm's correction) and tally (for each protocol, how
-        many of its tested statements hold); all of counted statements.
+        with each protocol if it holds in part), holm (told, with Holm's correction) and tally (for each protocol,
+        how many of its tested statements hold); all of counted statements.
     """
     rows = []
     for claim in ledger.claims:
@@ -485,16 +485,18 @@ def _summed(groups: list[tuple[str, list[str]]]) -> tuple[str, str]:
     if found == {HOLDS}:
         return HOLDS, HOLDS
     if HOLDS in found:
-        whole = [protocol for protocol, of in groups if set(of) == {HOLDS}]
-        part = [protocol for protocol, of in groups if HOLDS in of and set(of) != {HOLDS}]
-        under = [f"under {_listed(whole)}"] * bool(whole) + [f"in part under {_listed(part)}"] * bool(part)
-        return ONLY, f"{ONLY} {', '.join(under)}"
-    verdict = FAILS if FAILS in found else UNDECIDED if found else UNTESTED
+        fares: dict[str, list[str]] = {name: [] for name in ("in full", "in part", FAILS, UNDECIDED, UNTESTED)}
+        for protocol, of in groups:
+            whole = "in full" if set(of) == {HOLDS} else "in part"
+            fares[whole if HOLDS in of else _none_holds(set(of))].append(protocol)
+        told = "; ".join(f"{name}: {', '.join(protocols)}" for name, protocols in fares.items() if protocols)
+        return PARTLY, f"{PARTLY} – {told}"
+    verdict = _none_holds(found)
     return verdict, verdict
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _none_holds(found: set[str]) -> str:
+    return next((verdict for verdict in (FAILS, UNDECIDED) if verdict in found), UNTESTED)
 
 
 def _tally(group: tuple[str, list[str]]) -> str:

@@ -306,8 +306,8 @@ def test_the_run_gives_the_published_numbers(run: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no number moved: " in done.stdout
     compared = {path.parent.name for path in (run / "results").glob("*/*_by_seed.csv")}
-    # What is shown on these pages is measured on others, or for a single seed.
-    assert set(profiles.notebook_names()) - compared <= {"mnist_explorer", "beyond_search"}
+    # What is shown on this page is measured on others.
+    assert set(profiles.notebook_names()) - compared <= {"mnist_explorer"}
     for name in compared:
         assert f"\n{name}/" in done.stdout
 
@@ -365,6 +365,7 @@ def test_the_book_shows_the_verdicts_on_the_claims(run: Path, browser: Browser, 
     for claim, row, text in zip(ledger.claims, overall, rows, strict=True):
         assert row["title"] in text
         assert f"{claims.SYMBOLS[row['verdict']]} {row['verdict']}" in text
+        assert row["told"].removeprefix(row["verdict"]).removeprefix(" – ") in text.replace("\u00a0", " ")
         numbers = claims.glance(ledger, claim, judged)
         assert all(f"{label} {number}" in text.replace("\u00a0", " ") for label, number in numbers.items())
     context.close()
