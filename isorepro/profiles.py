@@ -33,6 +33,8 @@ SIZES = {
     "cifar10": {"classes": 10, "train": 50_000, "test": 10_000},
     "linked_rings": {"classes": 2, "train": 200, "test": 400},
     "torus": {"classes": 8, "train": 1600, "test": 1600},
+    "paper_torus": {"classes": 8, "train": 1600, "test": 1600},
+    "paper_torus_16": {"classes": 8, "train": 256, "test": 256},
     "two_moons": {"classes": 2, "train": 200, "test": 400},
 }
 """Of each dataset a notebook takes the number of classes and of examples, so that it need not be loaded."""

@@ -78,7 +78,9 @@ def test_what_makes_no_sense_is_refused_by_the_annotation_alone(notebook: str, n
         assert "\n" not in told
 
 
-@pytest.mark.parametrize("name", ["mnist", "mnist_validation", "linked_rings", "torus", "two_moons"])
+@pytest.mark.parametrize(
+    "name", ["mnist", "mnist_validation", "linked_rings", "torus", "paper_torus", "paper_torus_16", "two_moons"]
+)
 def test_sizes_that_are_allowed_are_those_of_the_data(name: str) -> None:
     dataset = data.load(name)
     parts: dict[Any, Any] = {"train": dataset.train_labels, "test": dataset.test_labels}
