@@ -25,6 +25,7 @@ FIGURES = {
     "mnist_explorer": 2,
     "rings": 6,
     "torus": 7,
+    "torus_variants": 2,
     "decision_boundary": 2,
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
