@@ -25,6 +25,7 @@ FIGURES = {
     "mnist_explorer": 2,
     "rings": 6,
     "torus": 7,
+    "torus_variants": 2,
     "decision_boundary": 2,
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
@@ -215,7 +216,7 @@ def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site:
     assert loose(structure["rings"]["verdict"]) in text
     assert loose(structure["torus"]["verdict_held_out_isometric"]) in text
     assert loose(structure["mnist_hierarchy"]["error_given_pgd"]) in text
-    assert loose(structure["decision_boundary"]["torus_local_distortion_verdict"]) in text
+    assert loose(structure["decision_boundary"]["paper_torus_local_distortion_verdict"]) in text
     assert loose(f"{structure['mnist_structure']['raw_strongest_accuracy']:.1%}") in text
     assert "smoke" in page.locator(".bd-header-announcement").inner_text()
     page.goto(f"{site}/reproduce.html")

@@ -159,6 +159,18 @@ def test_measures_of_levels_have_a_row_per_measure_and_a_column_per_kind_of_poin
         assert len({axes.get_ylim() for axes in figure.axes[3 * row : 3 * row + 3]}) == 1
 
 
+def test_measures_of_levels_may_have_a_line_for_each_name() -> None:
+    rows = list(itertools.product(["accuracy"], KINDS, ("paper", "other"), (1, 2)))
+    table = seeded_summary(rows, ["measure", "points", "variant", "level"])
+    with style.house_style():
+        figure = stack_plots.level_measures(table, labels={"accuracy": "accuracy"}, limits={}, by="variant")
+    assert legend(figure) == list(table["variant"].drop_duplicates())
+    for axes, kind in zip(figure.axes, KINDS, strict=True):
+        for name, line in drawn(axes).items():
+            of_line = table[(table["points"] == kind) & (table["variant"] == name)].sort_values("level")
+            np.testing.assert_allclose(line.get_xydata(), of_line[["level", "mean"]])
+
+
 @WIDTHS
 def test_readouts_have_a_row_per_measure_and_a_column_per_level(narrow: bool) -> None:
     labels = {"scaled_stress": "scaled stress", "probe_accuracy": "probe accuracy"}
