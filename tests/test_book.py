@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 FIGURES = {
     "mnist_robustness": 2,
+    "first_version": 1,
     "mnist_explorer": 2,
     "rings": 6,
     "torus": 7,
