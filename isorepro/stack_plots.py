@@ -203,6 +203,8 @@ def level_curves(
 ) -> Figure:
     """Draw the classification rate against ε: a row per attack, a column per level, a line per network.
 
+    The colour says how a network is built; where all are built alike, it says their β.
+
     Args:
         summary: rows of :func:`isorepro.stats.over_seeds` by network, level, protocol, attack, beta and epsilon;
             clean rows (ε = 0) are not drawn.
@@ -212,6 +214,10 @@ def level_curves(
     """
     levels = sorted(summary["level"].unique())
     betas = sorted(summary["beta"].unique())
+    styles = {(network, beta): _network_style(network, beta, betas) for network, beta in network_names(summary)}
+    if summary["network"].nunique() == 1:
+        looks = zip(styles, line_styles(betas), strict=True)
+        styles = {pair: look | {"label": beta_name(pair[1]), "markersize": 3.5} for pair, look in looks}
     cells = [(key, level) for key in attacks for level in levels]
     columns = len(attacks) if narrow else len(levels)
     if narrow:
@@ -227,7 +233,7 @@ def level_curves(
         axes.axhline(chances[level - 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         for network, beta in network_names(panel):
             line = panel[(panel["network"] == network) & (panel["beta"] == beta)]
-            style = _network_style(network, beta, betas)
+            style = styles[network, beta]
             axes.fill_between(line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.14, lw=0)
             axes.plot(line["epsilon"], line["mean"], **style)
         axes.set(xscale="log", ylim=(-0.02, 1.02))

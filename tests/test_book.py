@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 FIGURES = {
     "mnist_robustness": 2,
+    "first_version": 1,
     "mnist_explorer": 2,
     "rings": 6,
     "torus": 7,
@@ -273,6 +274,9 @@ def test_the_tables_of_stacks_are_complete(run: Path) -> None:
     curves = pd.read_csv(digits / "curves_by_seed.csv")
     # β × seeds × (levels of the stack + the flat network's) × (clean of each protocol + attacks × radii)
     assert len(curves) == 2 * 2 * (3 + 1) * (2 + 4 * 2)
+    first = pd.read_csv(run / "results/first_version/curves_by_seed.csv")
+    # β × seeds × (levels × (clean of each protocol + FGSM of each and PGD × radii) + AutoAttack)
+    assert len(first) == 2 * 2 * (3 * (2 + 3 * 2) + 1)
     confusions = pd.read_csv(digits / "confusions.csv")
     networks = confusions.fillna({"hierarchy": ""}).groupby(["hierarchy", "beta", "seed", "protocol", "epsilon"])
     # Stacks on the given and the learnt tree and on a random one for each seed, and flat networks.

@@ -356,6 +356,15 @@ def test_curves_of_levels_have_flat_networks_at_the_finest_level_only(narrow: bo
         assert axes.get_ylim() == (-0.02, 1.02)
 
 
+def test_curves_of_networks_built_alike_have_a_colour_for_each_weight() -> None:
+    betas = [0.0, 1.0, 1e4, 1e8]
+    table = attacked([("stack", beta, 1) for beta in betas], ["network", "beta", "level"], [0.01, 0.2])
+    with style.house_style():
+        figure = stack_plots.level_curves(table, attacks=ATTACKS, chances=[0.1])
+    assert legend(figure) == ["CE", *(tables.beta_name(beta) for beta in betas[1:])]
+    assert len({line.get_color() for line in drawn(figure.axes[0]).values()}) == len(betas)
+
+
 TREES = {"given": "given tree", "learnt": "learnt tree", "random": "random tree"}
 
 
