@@ -173,16 +173,16 @@ def image_grid(examples: pd.DataFrame, *, attack: str, narrow: bool = False) -> 
 
 
 def saliency_maps(examples: pd.DataFrame, *, narrow: bool = False) -> Figure:
-    """Draw images and, below, their saliency maps on each network, with what each image is taken for.
+    """Draw images and each network's saliency maps of them, clean and attacked, with what each is taken for.
 
     Args:
         examples: rows of :func:`isorepro.saliency.examples` with their ``beta``, one seed each.
         narrow: a phone's width, where half of the images are drawn.
     """
-    betas = sorted(examples["beta"].unique())
-    of_network = {beta_name(beta): examples[examples["beta"] == beta] for beta in betas}
-    first = next(iter(of_network.values()))
-    rows = {"image": first.assign(predicted=first["label"])} | of_network
+    clean = examples[(examples["epsilon"] == 0) & (examples["beta"] == examples["beta"].min())]
+    rows = {"image": clean.assign(predicted=clean["label"])}
+    for (beta, epsilon, attack), maps in examples.groupby(["beta", "epsilon", "attack"]):
+        rows[beta_name(beta) + f",\n{attack}" * bool(epsilon)] = maps
     return _pictures(rows, "saliency", narrow=narrow)
 
 

@@ -331,7 +331,8 @@ def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | 
 
     Args:
         profile: name of a profile.
-        only: notebooks to run; empty for all of the profile.
+        only: notebooks to run; empty for all of the profile. One that the profile does not have, since its data is
+            not in the repository, runs with its defaults in a folder of its own.
         overrides: parameter values in place of the profile's, for every chosen notebook that has them. The
             run then has a folder of its own, so that the profile's results stay as they are.
 
@@ -340,10 +341,9 @@ def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | 
     """
     if profile not in profile_names():
         raise unknown("profile", profile, profile_names())
-    given = _read_profile(profile)
-    for name in only:
-        if name not in given:
-            raise unknown("notebook", name, given)
+    listed = _read_profile(profile)
+    apart = [name for name in dict.fromkeys(only) if name not in listed]
+    given = listed | {name: {} for name in apart}
     overrides = dict(overrides or {})
     chosen = [name for name in given if name in only or not only]
     known = {name: parameters(name) for name in chosen}
@@ -360,8 +360,8 @@ def plan(profile: str, only: Sequence[str] = (), overrides: Mapping[str, Any] | 
         for name, found in described.items():
             value = values.get(name, found.default)
             checked[notebook][name] = found.check(value, f"notebook '{notebook}'", checked[notebook])
-    suffix = f"-{digest(overrides)[:8]}" if overrides else ""
-    return Plan(profile, paths.output() / f"{profile}{suffix}", checked, len(chosen) == len(given), overrides)
+    folder = "-".join([profile, *apart, *([digest(overrides)[:8]] if overrides else [])])
+    return Plan(profile, paths.output() / folder, checked, chosen == list(listed), overrides)
 
 
 def _read_profile(profile: str) -> dict[str, dict[str, Any]]:

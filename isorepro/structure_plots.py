@@ -274,7 +274,8 @@ def measures_against_beta(
         labels: (measure, relation) → title of its panel, in their order.
         narrow: panels below each other.
     """
-    columns = 1 if narrow else min(3, len(labels))
+    # As few rows of at most three as there can be, evenly filled.
+    columns = 1 if narrow else -(-len(labels) // -(-len(labels) // 3))
     figure, grid = panel_grid(len(labels), columns=columns, height=2.25, narrow=narrow)
     for axes, ((measure, relation), title) in zip(grid.flat, labels.items(), strict=False):
         panel = summary[(summary["measure"] == measure) & (summary["relation"] == relation)]

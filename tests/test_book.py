@@ -30,11 +30,11 @@ FIGURES = {
     "decision_boundary": 2,
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
+    "fashion_mnist": 6,
     "evaluation_health": 5,
     "beyond_methods": 3,
     "beyond_search": 1,
     "beyond_corruptions": 4,
-    "beyond_data": 5,
 }
 
 
@@ -122,7 +122,7 @@ def test_the_first_mention_of_a_term_leads_to_its_row(run: Path) -> None:
         assert len(found) == len(set(found)), name
     assert {term["id"] for term in terms if term["marks"]} == set().union(*explained.values())
     assert {"beta", "K", "epsilon", "LIL", "robust-accuracy"} <= set(explained["method.html"])
-    for name in profiles.notebook_names():
+    for name in profiles.plan("smoke").notebooks:
         assert len(explained[f"notebooks/{name}.html"]) > 3, name
 
 
@@ -312,7 +312,7 @@ def test_the_run_gives_the_published_numbers(run: Path) -> None:
     assert "no number moved: " in done.stdout
     compared = {path.parent.name for path in (run / "results").glob("*/*_by_seed.csv")}
     # What is shown on this page is measured on others.
-    assert set(profiles.notebook_names()) - compared <= {"mnist_explorer"}
+    assert set(profiles.plan("smoke").notebooks) - compared <= {"mnist_explorer"}
     for name in compared:
         assert f"\n{name}/" in done.stdout
 
