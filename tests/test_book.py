@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 FIGURES = {
-    "mnist_robustness": 2,
+    "mnist_robustness": 3,
     "first_version": 1,
     "mnist_explorer": 2,
     "rings": 6,
@@ -31,7 +31,7 @@ FIGURES = {
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
     "fashion_mnist": 6,
-    "evaluation_health": 5,
+    "evaluation_health": 6,
     "beyond_methods": 3,
     "beyond_search": 1,
     "beyond_corruptions": 4,
@@ -235,9 +235,17 @@ def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site:
 
 def test_the_tables_are_complete(run: Path) -> None:
     curves = pd.read_csv(run / "results/mnist_robustness/curves_by_seed.csv")
-    assert len(curves) == 2 * 2 * (2 + 4 * 4)  # β × seeds × (clean of each protocol + attacks × radii)
+    # (CE and, for each K, β) × seeds × (clean of each protocol + attacks × radii)
+    assert len(curves) == 3 * 2 * (2 + 4 * 4)
+    assert curves.groupby(["beta", "K"])["seed"].nunique().to_dict() == {(0, 10): 2, (1, 1): 2, (1, 10): 2}
+    closer = pd.read_csv(run / "results/mnist_robustness/more_seeds_by_seed.csv")
+    assert len(closer) == 2 * 2 * (2 + 4)
+    shared = curves[(curves["K"] == 10) & (curves["attack"] == "no attack")]
+    pd.testing.assert_frame_equal(
+        closer[closer["attack"] == "no attack"].reset_index(drop=True), shared.reset_index(drop=True)
+    )
     assert curves["accuracy"].between(0, 1).all()
-    pgd = curves[curves["attack"] == "PGD"].sort_values("epsilon").groupby(["beta", "seed"])["accuracy"]
+    pgd = curves[curves["attack"] == "PGD"].sort_values("epsilon").groupby(["beta", "K", "seed"])["accuracy"]
     assert pgd.apply(lambda accuracy: accuracy.is_monotonic_decreasing).all()
 
 
@@ -296,10 +304,13 @@ def test_the_tables_of_stacks_are_complete(run: Path) -> None:
 def test_the_tables_of_the_evaluations_health_are_complete(run: Path) -> None:
     results = run / "results"
     curves = pd.read_csv(results / "evaluation_health/curves_by_seed.csv")
-    assert len(curves) == 3 * 2 * (1 + 12 * 3)  # networks × seeds × (clean + attacks × radii)
+    assert len(curves) == 4 * 2 * (1 + 12 * 3)  # networks × seeds × (clean + attacks × radii)
+    more = pd.read_csv(results / "evaluation_health/more_images_by_seed.csv")
+    assert len(more) == 4 * 2 * (1 + 12 * 2)
+    assert more["images"].eq(30).all()
     signs = pd.read_csv(results / "evaluation_health/signs_by_seed.csv").query("measure == 'agreement'")
     assert signs["value"].between(0, 1).all()
-    for name, networks in {"evaluation_health": 6, "mnist_robustness": 4, "mnist_hierarchy": 8}.items():
+    for name, networks in {"evaluation_health": 8, "mnist_robustness": 6, "mnist_hierarchy": 8}.items():
         checks = pd.read_csv(results / name / "checks.csv")
         assert checks["networks"].eq(networks).all(), name
         assert len(checks) == 2 * 12
@@ -321,13 +332,13 @@ def test_a_wrong_number_is_named(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "results", tmp_path / "smoke/results")
     path = tmp_path / "smoke/results/mnist_robustness/curves_by_seed.csv"
     curves = pd.read_csv(path)
-    (wrong,) = curves.query("attack == 'PGD' and beta == 1 and seed == 1 and epsilon == 0.0774").index
+    (wrong,) = curves.query("attack == 'PGD' and beta == 1 and K == 10 and seed == 1 and epsilon == 0.0774").index
     curves.loc[wrong, "accuracy"] += 0.5
     curves.to_csv(path, index=False)
     done = isorepro(tmp_path, "verify")
     assert done.returncode == 1, done.stdout + done.stderr
     (moved,) = re.findall(r"^moved: (.*)$", done.stdout, flags=re.MULTILINE)
-    assert moved == "mnist_robustness/curves_by_seed: beta 1, corrected, PGD, epsilon 0.0774: accuracy"
+    assert moved == "mnist_robustness/curves_by_seed: beta 1, K 10, corrected, PGD, epsilon 0.0774: accuracy"
 
 
 def test_the_tables_have_what_the_claims_ask_of_them(run: Path) -> None:
