@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from isorepro.panels import (
     BLACK,
     LIGHT,
+    line_styles,
     lines_of,
     panel_grid,
     shade_beyond_attack_limit,
