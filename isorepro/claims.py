@@ -10,8 +10,8 @@ statement
 * is **undecided** if the interval reaches across the bound, or if there is none: a single seed, or a measure that
   is not defined for one of them;
 * is **not tested here** if the run has no such table, or no rows of the setting or of the baseline in it; if too
-  few of its points lie near enough to what it speaks of (``within``); or, *not tested at this radius*, if it
-  compares two shares whose means are both below :data:`FLOOR`.
+  few of its points lie near enough to what it speaks of (``within``), or far enough from it (``beyond``); or, *not
+  tested at this radius*, if it compares two shares whose means are both below :data:`FLOOR`.
 
 A verdict is **fragile** if its interval ends within a third of its half-width of the bound. Each verdict is given
 a second time with Holm's correction for the number of tests of the claim: what the interval decides is undecided
@@ -91,6 +91,7 @@ class Measured(Config):
         bound: the bound, in units of the measure; not negative for a difference.
         within: column → distance: where the mean of the setting's column is larger, too few points lie within the
             distance and the statement is not tested.
+        beyond: the same where it is smaller, for a statement on points that have to lie beyond the distance.
         reason: why this bound.
         effect: what the effect is, to be read before its value.
         unit: "points" shows a difference of shares in points, "percent" a share, "plain" a number as it is,
@@ -112,6 +113,7 @@ class Measured(Config):
     ]
     bound: float = Field(allow_inf_nan=False)
     within: dict[str, float] = Field(default_factory=dict)
+    beyond: dict[str, float] = Field(default_factory=dict)
     reason: str = Field(min_length=1)
     effect: str = Field(min_length=1)
     unit: Literal["points", "percent", "plain", "correlation"]
@@ -425,10 +427,11 @@ def _judged(table: pd.DataFrame, test: Measured) -> dict[str, Any]:
 
 def _too_little(table: pd.DataFrame, test: Measured, sides: list[pd.Series]) -> str:
     """Return why the rows at hand do not test a statement, or an empty text."""
-    for column, distance in test.within.items():
-        mean = _by_seed(table, test.select | test.setting, column).mean(skipna=False)
-        if not mean <= distance:
-            return f"too few points within {distance:g}: mean {column.replace('_', ' ')} {mean:.3f}"
+    for side, distances in {"within": test.within, "beyond": test.beyond}.items():
+        for column, distance in distances.items():
+            mean = _by_seed(table, test.select | test.setting, column).mean(skipna=False)
+            if not (mean <= distance if side == "within" else mean >= distance):
+                return f"too few points {side} {distance:g}: mean {column.replace('_', ' ')} {mean:.3f}"
     if test.unit == "points" and all(side.mean(skipna=False) < FLOOR for side in sides):
         return f"not tested at this radius: both sides are below {FLOOR:.0%}".replace("%", " %")
     return ""
