@@ -278,7 +278,7 @@ def test_a_set_with_too_few_points_within_the_distance_is_not_tested(
     # The other side of the same distance; a mean that is not defined is on neither.
     row = one(ledger(SHAKY | {"beyond": FAR["within"]}), folder)
     assert row["why"] == ("" if near >= 0.25 else f"too few points beyond 0.25: mean near distance {near:.3f}")
-    undefined = one(ledger(SHAKY | {"beyond": FAR["within"]}), write(tmp_path / "nan", curves(near=np.nan)))
+    undefined = one(ledger(SHAKY | {"beyond": FAR["within"]}), write(tmp_path, curves(near=np.nan)))
     assert undefined["verdict"] == UNTESTED
     with pytest.raises(InputError, match=r"^statement C1\.1, page/curves: no column 'far_distance'"):
         claims.verdicts(ledger(DIFFERENCE | {"within": {"far_distance": 0.25}}), folder)
