@@ -130,7 +130,7 @@ def attack_stages(summary: pd.DataFrame, differences: pd.DataFrame, *, narrow: b
         for name, K, beta in group[["network", "K", "beta"]].itertuples(index=False, name=None):
             # The normalised form tells itself by an empty marker, as cross-entropy does, another K by half of one.
             empty = {"markerfacecolor": PAPER} if form == "normalised" else {}
-            half = {"fillstyle": "left", "markerfacecoloralt": PAPER} if form == "raw" and K != main else {}
+            half = {"fillstyle": "left", "markerfacecoloralt": PAPER} if form == "raw" and main != K else {}
             styles[name] = {**empty, **half, **looks[beta]}
     height = 0.55 + (0.09 * len(networks) + 0.3) * len(stages)
     figure = Figure(figsize=(NARROW, 2 * height + 0.8) if narrow else (WIDE, height + 0.6))
