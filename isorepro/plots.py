@@ -181,8 +181,9 @@ def saliency_maps(examples: pd.DataFrame, *, narrow: bool = False) -> Figure:
     """
     clean = examples[(examples["epsilon"] == 0) & (examples["beta"] == examples["beta"].min())]
     rows = {"image": clean.assign(predicted=clean["label"])}
-    for (beta, epsilon, attack), maps in examples.groupby(["beta", "epsilon", "attack"]):
-        rows[beta_name(beta) + f",\n{attack}" * bool(epsilon)] = maps
+    for _, maps in examples.groupby(["beta", "epsilon"]):
+        one = maps.iloc[0]
+        rows[beta_name(one["beta"]) + f",\n{one['attack']}" * bool(one["epsilon"])] = maps
     return _pictures(rows, "saliency", narrow=narrow)
 
 
