@@ -82,7 +82,18 @@ def test_every_statement_names_a_notebook_and_is_tested_by_the_published_run() -
     tests = {found.id: found.test for claim in ledger.claims for found in claim.statements if found.test}
     assert {test.notebook for test in tests.values()} <= set(profiles.notebook_names())
     judged = claims.verdicts(ledger, claims.PUBLISHED).set_index("statement", drop=False)
-    assert [name for name in tests if not judged["seeds"][name]] == []
+    # What came after the published run, and waits for the next one: whole tables, and rows of two of them.
+    later = {
+        ("K", 1.0, "mnist_robustness/curves_by_seed"),
+        ("dataset", "paper_torus", "decision_boundary/comparison_by_seed"),
+    }
+    awaited = [
+        name
+        for name, test in tests.items()
+        if not (claims.PUBLISHED / f"{test.table}.csv").is_file()
+        or {(*each, test.table) for each in (test.select | test.setting).items()} & later
+    ]
+    assert [name for name in tests if not judged["seeds"][name]] == awaited
     # Which of them a rule keeps from a verdict.
     kept = judged[judged["why"] != ""].groupby("why")["statement"].agg(list).to_dict()
     assert kept == {
