@@ -148,19 +148,8 @@ def test_modules_import_only_what_lies_below_them() -> None:
     order += ["models", "methods"]
     order += ["training", "attacks", "robustness", "saliency", "geometry", "structure", "dynamics", "boundary"]
     order += ["stacks", "released", "ensemble", "comparison", "health", "corruptions"]
-    order += [
-        "project",
-        "cluster",
-        "store",
-        "computing",
-        "sweep",
-        "style",
-        "tables",
-        "panels",
-        "plots",
-        "structure_plots",
-        "stack_plots",
-    ]
+    order += ["project", "cluster", "store", "computing", "sweep", "style", "tables", "panels", "plots"]
+    order += ["structure_plots", "stack_plots"]
     order += ["method_plots", "scenes", "explorables", "results", "profiles", "provenance", "runner", "reference"]
     order += ["claim_pages", "api_pages", "lineage", "speed", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
