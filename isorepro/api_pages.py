@@ -42,6 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Runs, the book and the command line": (
         *(
             "profiles",
+            "parameters",
             "provenance",
             "runner",
             "reference",

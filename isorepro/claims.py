@@ -10,8 +10,8 @@ statement
 * is **undecided** if the interval reaches across the bound, or if there is none: a single seed, or a measure that
   is not defined for one of them;
 * is **not tested here** if the run has no such table, or no rows of the setting or of the baseline in it; if too
-  few of its points lie near enough to what it speaks of (``within``); or, *not tested at this radius*, if it
-  compares two shares whose means are both below :data:`FLOOR`.
+  few of its points lie near enough to what it speaks of (``within``), or far enough from it (``beyond``); or, *not
+  tested at this radius*, if it compares two shares whose means are both below :data:`FLOOR`.
 
 A verdict is **fragile** if its interval ends within a third of its half-width of the bound. Each verdict is given
 a second time with Holm's correction for the number of tests of the claim: what the interval decides is undecided
@@ -24,10 +24,10 @@ holds. It is fragile if what decides it is. A **description** has an effect and 
 statements of the ledger may have the same test: what is tested once is cited elsewhere.
 
 A *claim* is judged by its counted statements: all but descriptions and those that another one of the claim needs,
-which count once, as part of it. It **holds** if all that were tested do. It **holds only under** some protocols if
-some do: in full under a protocol all of whose statements hold, in part under one some of whose do, be the others
-tested or not. It **does not hold** if none holds and at least one does not. Else it is **undecided**, or **not
-tested here** if no statement was.
+which count once, as part of it. It **holds** if all that were tested do. It **holds in part** if some do, and is
+then told protocol by protocol: in full under one all of whose statements hold, in part under one some of whose
+do, be the others tested or not. It **does not hold** if none holds and at least one does not. Else it is
+**undecided**, or **not tested here** if no statement was.
 
 The ledger holds no verdicts: what it does not know, such as a verdict, it refuses.
 """
@@ -50,15 +50,15 @@ LEDGER = paths.DATA / "reference" / "claims.yml"
 PUBLISHED = paths.DATA / "reference" / "paper"
 """The tables of the published run, laid out as a run's results are."""
 
-HOLDS, ONLY, FAILS, UNDECIDED, UNTESTED, DESCRIBED = (
+HOLDS, PARTLY, FAILS, UNDECIDED, UNTESTED, DESCRIBED = (
     "holds",
-    "holds only",
+    "holds in part",
     "does not hold",
     "undecided",
     "not tested here",
     "description",
 )
-SYMBOLS = {HOLDS: "✓", ONLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "○", DESCRIBED: "·"}
+SYMBOLS = {HOLDS: "✓", PARTLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "○", DESCRIBED: "·"}
 
 FLOOR = 0.01
 """Share below which two means are too low to be compared."""
@@ -91,6 +91,7 @@ class Measured(Config):
         bound: the bound, in units of the measure; not negative for a difference.
         within: column → distance: where the mean of the setting's column is larger, too few points lie within the
             distance and the statement is not tested.
+        beyond: the same where it is smaller, for a statement on points that have to lie beyond the distance.
         reason: why this bound.
         effect: what the effect is, to be read before its value.
         unit: "points" shows a difference of shares in points, "percent" a share, "plain" a number as it is,
@@ -112,6 +113,7 @@ class Measured(Config):
     ]
     bound: float = Field(allow_inf_nan=False)
     within: dict[str, float] = Field(default_factory=dict)
+    beyond: dict[str, float] = Field(default_factory=dict)
     reason: str = Field(min_length=1)
     effect: str = Field(min_length=1)
     unit: Literal["points", "percent", "plain", "correlation"]
@@ -425,10 +427,11 @@ def _judged(table: pd.DataFrame, test: Measured) -> dict[str, Any]:
 
 def _too_little(table: pd.DataFrame, test: Measured, sides: list[pd.Series]) -> str:
     """Return why the rows at hand do not test a statement, or an empty text."""
-    for column, distance in test.within.items():
-        mean = _by_seed(table, test.select | test.setting, column).mean(skipna=False)
-        if not mean <= distance:
-            return f"too few points within {distance:g}: mean {column.replace('_', ' ')} {mean:.3f}"
+    for side, distances in {"within": test.within, "beyond": test.beyond}.items():
+        for column, distance in distances.items():
+            mean = _by_seed(table, test.select | test.setting, column).mean(skipna=False)
+            if not (mean <= distance if side == "within" else mean >= distance):
+                return f"too few points {side} {distance:g}: mean {column.replace('_', ' ')} {mean:.3f}"
     if test.unit == "points" and all(side.mean(skipna=False) < FLOOR for side in sides):
         return f"not tested at this radius: both sides are below {FLOOR:.0%}".replace("%", " %")
     return ""
@@ -462,8 +465,8 @@ def overall(ledger: Ledger, judged: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per claim, in order: claim, title, verdict (one of the five of a claim), told (the same in words,
-        with the protocols it holds under), holm (told, with Holm's correction) and tally (for each protocol, how
-        many of its tested statements hold); all of counted statements.
+        with each protocol if it holds in part), holm (told, with Holm's correction) and tally (for each protocol,
+        how many of its tested statements hold); all of counted statements.
     """
     rows = []
     for claim in ledger.claims:
@@ -485,16 +488,18 @@ def _summed(groups: list[tuple[str, list[str]]]) -> tuple[str, str]:
     if found == {HOLDS}:
         return HOLDS, HOLDS
     if HOLDS in found:
-        whole = [protocol for protocol, of in groups if set(of) == {HOLDS}]
-        part = [protocol for protocol, of in groups if HOLDS in of and set(of) != {HOLDS}]
-        under = [f"under {_listed(whole)}"] * bool(whole) + [f"in part under {_listed(part)}"] * bool(part)
-        return ONLY, f"{ONLY} {', '.join(under)}"
-    verdict = FAILS if FAILS in found else UNDECIDED if found else UNTESTED
+        fares: dict[str, list[str]] = {name: [] for name in ("in full", "in part", FAILS, UNDECIDED, UNTESTED)}
+        for protocol, of in groups:
+            whole = "in full" if set(of) == {HOLDS} else "in part"
+            fares[whole if HOLDS in of else _none_holds(set(of))].append(protocol)
+        told = "; ".join(f"{name}: {', '.join(protocols)}" for name, protocols in fares.items() if protocols)
+        return PARTLY, f"{PARTLY} – {told}"
+    verdict = _none_holds(found)
     return verdict, verdict
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _none_holds(found: set[str]) -> str:
+    return next((verdict for verdict in (FAILS, UNDECIDED) if verdict in found), UNTESTED)
 
 
 def _tally(group: tuple[str, list[str]]) -> str:

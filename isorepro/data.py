@@ -452,8 +452,9 @@ def torus(
 ) -> Dataset:
     """A torus in R³: a grid of rows × rows angles, cut into equal runs along one of its angles.
 
-    The paper's is cut around the tube, into the upper and the lower half first, and rescaled, which halves all
-    distances ("paper_torus"); the torus of this book is cut around the axis ("torus").
+    The paper's, the one of this book, is cut around the tube, into the upper and the lower half first, and
+    rescaled, which halves all distances ("paper_torus"; for its phase map a thicker one of 16 × 16 points,
+    "paper_torus_16"). A second one is cut around the axis and not rescaled ("torus").
 
     Training points are the grid with Gaussian noise. As many test points have uniform random angles and no noise
     (the release evaluates on the training points); their class is that of the nearest row of the grid. The
@@ -549,6 +550,9 @@ DATASETS: dict[str, Callable[[int], Dataset]] = {
     "linked_rings": linked_rings,
     "torus": torus,
     "paper_torus": lambda seed: torus(seed, cut="tube", rescaled=True, name="paper_torus"),
+    "paper_torus_16": lambda seed: torus(
+        seed, cut="tube", rescaled=True, rows=16, major=1.0, minor=0.66, name="paper_torus_16"
+    ),
     # One difference of the two at a time.
     "torus_around_tube": lambda seed: torus(seed, cut="tube", name="torus_around_tube"),
     "torus_rescaled": lambda seed: torus(seed, rescaled=True, name="torus_rescaled"),

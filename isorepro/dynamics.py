@@ -7,10 +7,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from isorepro import data, geometry, structure
+from isorepro import data, geometry, hierarchy, structure
 from isorepro.errors import InputError
+from isorepro.losses import pairwise_distances
 from isorepro.models import Stack
-from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy, train
+from isorepro.training import (
+    TrainedModel,
+    TrainingConfig,
+    build,
+    clean_accuracy,
+    dataset_of,
+    logging_stride,
+    train,
+)
 
 TOLERANCE = 0.01
 """How far a point may end from where the given network has it, as a share of the representation's radius.
@@ -112,6 +121,41 @@ def frames(trained: TrainedModel, *, points: int = 300, count: int = 40, pair_ca
     # Zero has no sign.
     whole[["x", "y", "z"]] = places.round(digits) + 0.0
     return whole
+
+
+@torch.no_grad()
+def distance_ratios(trained: TrainedModel) -> pd.DataFrame:
+    """Take the largest distance at each level of a stack over that of the inputs, before training and after it.
+
+    Args:
+        trained: the network.
+
+    Returns:
+        One row per epoch (0, of the untrained network, and the last), level (from 1, coarse to fine) and measure,
+        with its value, over the training points that the history takes it over: lipschitz_ratio (of any two
+        points, as in the history), within_ratio (of two points of one group) and before_tanh_ratio (of any two
+        points, where the level's last layer has not been through tanh).
+    """
+    config = trained.config
+    dataset = dataset_of(config)
+    classes = len(dataset.classes)
+    part = slice(None, None, logging_stride(dataset.train_inputs))
+    inputs = dataset.train_inputs[part]
+    labels = hierarchy.level_labels(config.hierarchy, dataset.train_labels[part], classes)
+    before = pairwise_distances(inputs)
+    rows: list[tuple[int, int, str, float]] = []
+    for epoch, model in ((0, build(config, inputs, classes)), (config.epochs, trained.model)):
+        for level, (read, own) in enumerate(zip(model.reads, labels, strict=True), start=1):
+            layers = [layer for part in (model.input_layer, *model.blocks[:read]) for layer in part.children()]
+            straight = torch.nn.Sequential(*layers[:-1])(inputs)
+            after, within = pairwise_distances(straight.tanh()), own[:, None] == own
+            ratios = {
+                "lipschitz_ratio": after.max() / before.max(),
+                "within_ratio": after[within].max() / before[within].max(),
+                "before_tanh_ratio": pairwise_distances(straight).max() / before.max(),
+            }
+            rows += [(epoch, level, name, float(value)) for name, value in ratios.items()]
+    return pd.DataFrame(rows, columns=["epoch", "level", "measure", "value"])
 
 
 def _check(found: Tensor, given: Tensor) -> None:

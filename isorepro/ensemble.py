@@ -470,6 +470,44 @@ def curves(
     return pd.DataFrame(rows, columns=["protocol", "attack", "epsilon", "accuracy"]).assign(images=len(inputs))
 
 
+def finest_autoattack(
+    trained: TrainedModel,
+    *,
+    epsilons: Sequence[float],
+    images: int,
+    iterations: int = 100,
+    queries: int = 5000,
+) -> pd.DataFrame:
+    """Measure the classification rate of a network, of a stack's finest level, against ε under AutoAttack.
+
+    Args:
+        trained: the network, of images.
+        epsilons: L∞ radii on pixels in [0, 1] above 0, strictly increasing.
+        images: size of the stratified test subset.
+        iterations, queries: of AutoAttack.
+
+    Returns:
+        One row per radius: level (the finest, from 1), protocol, attack, epsilon, accuracy in [0, 1] and images.
+
+    Raises:
+        InputError: inputs that are no images.
+    """
+    (inputs, labels), device = attacked_images(trained, images)
+    model, finest = trained.model.to(device), finest_labels(labels)
+    standing = autoattack_curve(model, inputs, finest, epsilons, iterations=iterations, queries=queries)
+    model.cpu()
+    return pd.DataFrame(
+        {
+            "level": len(model.architecture["classes"]),
+            "protocol": CORRECTED,
+            "attack": AUTOATTACK,
+            "epsilon": list(epsilons),
+            "accuracy": standing.double().mean(1).tolist(),
+            "images": len(inputs),
+        }
+    )
+
+
 def worst_case(standing: Tensor) -> Tensor:
     """Return which images stand under every attack at this and every smaller radius: (A, E, N) → (E, N) bool."""
     return standing.all(0).int().cummin(0).values.bool()

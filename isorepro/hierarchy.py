@@ -24,14 +24,6 @@ Hierarchy = tuple[tuple[tuple[int, ...], ...], ...]
 Nested = Sequence[Sequence[Sequence[int]]]
 """A hierarchy as plain nested lists."""
 
-FIRST_LEVEL: dict[str, Hierarchy] = {
-    "mnist": (((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)),),
-    "fashion_mnist": (((0, 1, 2, 3, 4, 6), (5, 7, 8, 9)),),
-    "cifar10": (((2, 3, 4, 5, 6, 7), (0, 1, 8, 9)),),
-}
-"""Dataset → one level above its classes: the lower and the upper half of the digits (the paper's), clothing and
-footwear with bags (that of the code of 2024), animals and vehicles (ours)."""
-
 
 def checked(levels: Nested, classes: int | None = None, *, nested: bool = True) -> Hierarchy:
     """Return a hierarchy as tuples after checking that each level partitions the classes.

@@ -1,7 +1,6 @@
 """Figures that compare training methods, under attack and under corruptions. As :mod:`isorepro.plots`."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -11,16 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from isorepro.panels import BLACK, LIGHT, panel_grid, shared_legend
+from isorepro.panels import BLACK, LIGHT, named_styles, panel_grid, shared_legend
 from isorepro.style import CATEGORIES, FOOLED, GRID, HELD, INK, MARKERS, MUTED, NARROW, PAPER, SEQUENCE, WIDE
-
-
-def _method_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return a colour and a marker for each name, the first, what the others are compared with, in ink."""
-    markers = itertools.cycle(MARKERS)
-    first: dict[str, Any] = {"color": INK, "marker": next(markers), "markerfacecolor": PAPER}
-    others = zip(names[1:], itertools.cycle(CATEGORIES), markers, strict=False)
-    return {names[0]: first, **{name: {"color": colour, "marker": mark} for name, colour, mark in others}}
 
 
 def method_points(
@@ -45,7 +36,7 @@ def method_points(
     """
     figure = Figure(figsize=(NARROW, 5.6) if narrow else (WIDE, 4.6))
     axes = figure.subplots()
-    for name, look in _method_styles(list(points["method"].drop_duplicates())).items():
+    for name, look in named_styles(list(points["method"].drop_duplicates())).items():
         own = points[points["method"] == name]
         bars: dict[str, Any] = {}
         for way in ("x", "y") if "x_low" in own else ():
@@ -96,7 +87,7 @@ def method_curves(
         narrow: panels below each other.
     """
     figure, grid = panel_grid(len(titles), columns=1 if narrow else 2, height=3.4, narrow=narrow)
-    looks = _method_styles(list(summary["setting"].drop_duplicates()))
+    looks = named_styles(list(summary["setting"].drop_duplicates()))
     for axes, (norm, title) in zip(grid.flat, titles.items(), strict=True):
         panel = summary[summary["norm"] == norm]
         axes.axhline(chance, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))

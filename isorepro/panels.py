@@ -1,14 +1,17 @@
 """What figures share: grids of panels, a legend above them, the look of a line for each β."""
 
+import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
-from isorepro.style import GRID, INK, MARKERS, NARROW, PAPER, SEQUENCE, WIDE
+from isorepro.style import CATEGORIES, GRID, INK, MARKERS, NARROW, PAPER, SEQUENCE, WIDE
+from isorepro.tables import beta_name
 
 BLACK, LIGHT = "#111111", "#fefefe"
 """Colours of lines and letters upon pictures, which keep theirs on a dark page."""
@@ -30,6 +33,24 @@ def line_styles(betas: Sequence[float]) -> list[dict[str, object]]:
         place = weights.index(beta)
         styles.append({"color": SEQUENCE[steps[place]], "marker": MARKERS[(place + 1) % len(MARKERS)]})
     return styles
+
+
+def named_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return a colour and a marker for each name, the first, what the others are compared with, in ink."""
+    markers = itertools.cycle(MARKERS)
+    first: dict[str, Any] = {"color": INK, "marker": next(markers), "markerfacecolor": PAPER}
+    others = zip(names[1:], itertools.cycle(CATEGORIES), markers, strict=False)
+    return {names[0]: first, **{name: {"color": colour, "marker": mark} for name, colour, mark in others}}
+
+
+def lines_of(table: pd.DataFrame, by: str) -> dict[Any, dict[str, Any]]:
+    """Return the look and the label of the line of each value of a column: of weights ``beta``, or of names."""
+    if by != "beta":
+        looks = named_styles(list(table[by].drop_duplicates()))
+        return {name: look | {"label": name} for name, look in looks.items()}
+    betas = sorted(table[by].unique())
+    styles = zip(betas, line_styles(betas), strict=True)
+    return {beta: style | {"label": beta_name(beta)} for beta, style in styles}
 
 
 def shade_beyond_attack_limit(axes: Axes) -> None:

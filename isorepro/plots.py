@@ -115,20 +115,23 @@ def attack_stages(summary: pd.DataFrame, differences: pd.DataFrame, *, narrow: b
     """Draw accuracy under attacks of growing strength, and its difference to cross-entropy: a row for each attack.
 
     Args:
-        summary: rows of :func:`isorepro.stats.over_seeds` by stage, network, form and beta, stages and networks
-            in order; accuracies in [0, 1].
+        summary: rows of :func:`isorepro.stats.over_seeds` by stage, network, form, K and beta, stages and
+            networks in order; accuracies in [0, 1].
         differences: rows of :func:`isorepro.stats.paired_differences` to β = 0, by stage and network.
         narrow: panels below each other.
     """
     stages = list(summary["stage"].drop_duplicates())
-    networks = summary[["network", "form", "beta"]].drop_duplicates("network")
+    networks = summary[["network", "form", "K", "beta"]].drop_duplicates("network")
     styles: dict[str, dict[str, Any]] = {}
+    main = networks["K"].iloc[0]
     for form, group in networks.groupby("form", sort=False):
-        betas = sorted(group["beta"])
-        for beta, style in zip(betas, line_styles(betas), strict=True):
-            name = group.loc[group["beta"] == beta, "network"].item()
-            # The form tells itself by an empty marker, as cross-entropy does.
-            styles[name] = {"markerfacecolor": PAPER if form == "normalised" else style["color"], **style}
+        betas = sorted(group["beta"].unique())
+        looks = dict(zip(betas, line_styles(betas), strict=True))
+        for name, K, beta in group[["network", "K", "beta"]].itertuples(index=False, name=None):
+            # The normalised form tells itself by an empty marker, as cross-entropy does, another K by half of one.
+            empty = {"markerfacecolor": PAPER} if form == "normalised" else {}
+            half = {"fillstyle": "left", "markerfacecoloralt": PAPER} if form == "raw" and main != K else {}
+            styles[name] = {**empty, **half, **looks[beta]}
     height = 0.55 + (0.09 * len(networks) + 0.3) * len(stages)
     figure = Figure(figsize=(NARROW, 2 * height + 0.8) if narrow else (WIDE, height + 0.6))
     first, second = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
@@ -173,16 +176,17 @@ def image_grid(examples: pd.DataFrame, *, attack: str, narrow: bool = False) -> 
 
 
 def saliency_maps(examples: pd.DataFrame, *, narrow: bool = False) -> Figure:
-    """Draw images and, below, their saliency maps on each network, with what each image is taken for.
+    """Draw images and each network's saliency maps of them, clean and attacked, with what each is taken for.
 
     Args:
         examples: rows of :func:`isorepro.saliency.examples` with their ``beta``, one seed each.
         narrow: a phone's width, where half of the images are drawn.
     """
-    betas = sorted(examples["beta"].unique())
-    of_network = {beta_name(beta): examples[examples["beta"] == beta] for beta in betas}
-    first = next(iter(of_network.values()))
-    rows = {"image": first.assign(predicted=first["label"])} | of_network
+    clean = examples[(examples["epsilon"] == 0) & (examples["beta"] == examples["beta"].min())]
+    rows = {"image": clean.assign(predicted=clean["label"])}
+    for _, maps in examples.groupby(["beta", "epsilon", "attack"]):
+        beta, epsilon, attack = maps[["beta", "epsilon", "attack"]].iloc[0]
+        rows[beta_name(beta) + f",\n{attack}" * bool(epsilon)] = maps
     return _pictures(rows, "saliency", narrow=narrow)
 
 

@@ -14,12 +14,14 @@ class Project(Config):
 
     Attributes:
         package: the package whose code decides results.
+        parameters: the module of the types that may annotate parameters of notebooks.
         computing: the module that names LIBRARIES, the distributions whose versions decide numbers; SETTINGS, how
             each setting of theirs is read and set, and its value while a result is computed; and gpu(), the name
             of the GPU that computes or None.
     """
 
     package: str
+    parameters: str
     computing: str
 
 

@@ -62,6 +62,22 @@ NOISE = 1e-6
 UNKNOWN = 0.05
 """Least tolerance, as such a share, where no measure of the kind has two seeds: nothing is known of its spread."""
 
+SINGLE = 2.0
+"""Standard deviations of a binomial draw of its images that an accuracy of one seed is taken to spread, where no
+measure of the kind has two. Two networks are compared, and trainings differ, too, not images alone: of published
+networks two seeds lie up to 6.4 such deviations apart, so that four times one of them would move honest ones."""
+
+TIME = "processor_seconds"
+"""The column of times. They are the machine's: each is compared as a multiple of its table's geometric mean, the
+same on a machine that is slower at all of it."""
+
+SLOWER = 0.5
+"""Share of such a multiple that it may differ by: processors differ in what they are good at, and other work slows
+what shares a processor with it. Two runs of a search on a machine full of other work differed by up to 0.13."""
+
+CLOCK = 0.5
+"""Seconds that it may differ by besides, for start and clock: all that trainings of the profile for tests take."""
+
 
 def published() -> list[str]:
     """Return the names of the profiles with a reference."""
@@ -232,11 +248,14 @@ def tolerances(measures: pd.DataFrame) -> pd.Series:
     where training fails, networks spread far more than where all train well. So s² is the pooled variance of
     these, but at least the measure's own, and at most the upper limit of confidence of its own
     (:data:`CONFIDENCE`, by the χ² of the normal distribution); two seeds set no such limit. The tolerance is never
-    less than one image, where the table tells their number, nor than :data:`FLOOR`.
+    less than one image, where the table tells their number, nor than :data:`FLOOR`. A kind of single seeds has no
+    spread: that of an accuracy is then made from its images (:data:`SINGLE`). Times have a rule of their own
+    (:data:`SLOWER`, :data:`CLOCK`).
 
     Args:
         measures: one row per measure: mean, deviation (standard deviation over its seeds; NaN for one), seeds
-            (their number), kind (text), and images (their number; NaN where there are none).
+            (their number), kind (text), images (their number; NaN where there are none), and clock (of a time,
+            :data:`CLOCK` in the unit of its mean; NaN of all else).
     """
     kinds, own = measures["kind"], measures["deviation"] ** 2
     ordered = own[measures["mean"].sort_values(kind="stable").index].groupby(kinds)
@@ -244,13 +263,17 @@ def tolerances(measures: pd.DataFrame) -> pd.Series:
     freedom = (measures["seeds"] - 1).where(measures["seeds"] > 2)
     most = own * freedom / stats.chi2.ppf(1 - CONFIDENCE, freedom)
     spread: pd.Series = np.sqrt(pooled.clip(lower=own.fillna(0), upper=most.fillna(np.inf)))
+    # By Laplace's rule of succession, as none of the images right does not mean that none ever will be.
+    right = ((measures["mean"] * measures["images"] + 1) / (measures["images"] + 2)).clip(0, 1)
+    spread = spread.fillna(SINGLE * (right * (1 - right) / measures["images"]) ** 0.5)
     share = pd.Series(np.where(spread.isna(), UNKNOWN, FLOOR), index=measures.index)
     least = (share * measures["mean"].abs().groupby(kinds).transform("max")).clip(lower=NOISE)
-    return pd.concat([DEVIATIONS * spread, least, 1 / measures["images"]], axis=1).max(axis=1)
+    usual = pd.concat([DEVIATIONS * spread, least, 1 / measures["images"]], axis=1).max(axis=1)
+    return (SLOWER * measures["mean"] + measures["clock"]).fillna(usual)
 
 
 def _over_seeds(table: pd.DataFrame, keys: list[str], told: list[str]) -> pd.DataFrame:
-    """Return mean, deviation, seeds, kind and images of each measure, named by its settings and column."""
+    """Return mean, deviation, seeds, kind, images and clock of each measure, named by its settings and column."""
     table = table.reset_index(drop=True)
     rows = pd.DataFrame({"name": _names(table[told]), "images": table.get("images", np.nan)})
     kinds = _names(table[[name for name in OF_A_KIND if name in table]])
@@ -258,7 +281,8 @@ def _over_seeds(table: pd.DataFrame, keys: list[str], told: list[str]) -> pd.Dat
     for column in table.columns.difference(keys, sort=False):
         name = rows["name"] + ("" if column == "value" else f": {column}")
         kind = [f"{kind}: {column}" for kind in kinds]
-        parts.append(rows.assign(name=name, kind=kind, number=table[column]))
+        unit, clock = (np.exp(np.log(table[column]).mean()), CLOCK) if column == TIME else (1.0, np.nan)
+        parts.append(rows.assign(name=name, kind=kind, number=table[column] / unit, clock=clock / unit))
     groups = pd.concat(parts).groupby("name", sort=False)
     return groups.agg(
         mean=("number", "mean"),
@@ -266,6 +290,7 @@ def _over_seeds(table: pd.DataFrame, keys: list[str], told: list[str]) -> pd.Dat
         seeds=("number", "count"),
         kind=("kind", "first"),
         images=("images", "first"),
+        clock=("clock", "first"),
     )
 
 

@@ -21,7 +21,12 @@ ATTACK_LIMIT = 0.5
 
 
 def curves(
-    trained: TrainedModel, *, epsilons: Sequence[float], pgd_steps: int = 40, test_size: int | None = None
+    trained: TrainedModel,
+    *,
+    epsilons: Sequence[float],
+    pgd_steps: int = 40,
+    test_size: int | None = None,
+    only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Measure the classification rate against ε under four attacks.
 
@@ -35,6 +40,7 @@ def curves(
         epsilons: L∞ radii on pixels in [0, 1], strictly increasing.
         pgd_steps: steps of PGD.
         test_size: size of the stratified test subset; None takes all.
+        only: names of the attacks to run; None runs all.
 
     Returns:
         One row per level (1 for a flat network), protocol, attack and radius: level, protocol, attack, epsilon,
@@ -51,12 +57,14 @@ def curves(
     rows: list[tuple[int, str, str, float, float]] = []
     for level, own in enumerate(labels, start=1):
         model, so_far = stack.up_to(level - 1), labels[:level]
-        correct = {
-            (RELEASED, FGSM): attacks.accuracy_curve(released_fgsm, model, images, so_far, epsilons),
-            (RELEASED, ONE_GRADIENT_PGD): attacks.accuracy_curve(released_pgd, model, images, so_far, epsilons),
-            (CORRECTED, FGSM): attacks.accuracy_curve(attacks.fgsm, model, images, own, epsilons),
-            (CORRECTED, PGD): attacks.pgd_curve(model, images, own, epsilons, steps=pgd_steps),
+        released, corrected = (model, images, so_far, epsilons), (model, images, own, epsilons)
+        every = {
+            (RELEASED, FGSM): partial(attacks.accuracy_curve, released_fgsm, *released),
+            (RELEASED, ONE_GRADIENT_PGD): partial(attacks.accuracy_curve, released_pgd, *released),
+            (CORRECTED, FGSM): partial(attacks.accuracy_curve, attacks.fgsm, *corrected),
+            (CORRECTED, PGD): partial(attacks.pgd_curve, *corrected, steps=pgd_steps),
         }
+        correct = {names: attack() for names, attack in every.items() if only is None or names[1] in only}
         clean = float(attacks.correct_predictions(model, images, own).double().mean())
         rows += [(level, protocol, CLEAN, 0.0, clean) for protocol in (RELEASED, CORRECTED)]
         for (protocol, attack), table in correct.items():

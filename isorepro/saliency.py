@@ -1,5 +1,6 @@
 """Saliency: how much each pixel moves a network's answer, as maps, and how smooth these are, as tidy tables."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import pandas as pd
@@ -10,8 +11,8 @@ from torch.nn import functional
 from isorepro import attacks
 from isorepro.errors import InputError
 from isorepro.models import class_logits
-from isorepro.robustness import first_of_each_class, pixel_rows
-from isorepro.training import TrainedModel, dataset_of
+from isorepro.robustness import CLEAN, PGD, first_of_each_class, pixel_rows
+from isorepro.training import TrainedModel, dataset_of, resolve_device
 
 Of = Literal["loss", "logit"]
 """What the gradient is taken of: the cross-entropy, or the logit of the true class (Simonyan et al. 2014)."""
@@ -77,41 +78,60 @@ def roughness(values: Tensor) -> Tensor:
     return laplacian(exact).abs().mean((1, 2)) / exact.abs().mean((1, 2))
 
 
-def measures(trained: TrainedModel, *, test_size: int | None = None) -> pd.DataFrame:
-    """Measure how smooth a network's saliency maps of held-out images are.
+def _clean_and_attacked(
+    model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, pgd_steps: int
+) -> Iterator[tuple[str, float, Tensor]]:
+    yield CLEAN, 0.0, images
+    yield PGD, epsilon, attacks.pgd(model, images, labels, epsilon=epsilon, steps=pgd_steps)
+
+
+def measures(
+    trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40, test_size: int | None = None
+) -> pd.DataFrame:
+    """Measure how smooth a network's saliency maps of held-out images are, and of the same images attacked by PGD.
 
     Args:
         trained: the network, of a dataset of images.
+        epsilon: L∞ radius of the attack, which ascends the cross-entropy.
+        pgd_steps: its steps.
         test_size: size of the stratified test subset; None takes all.
 
     Returns:
-        One row per gradient (of: "loss", "logit") and measure with its value: roughness (mean over the images
-        whose map is not zero everywhere, as that of the loss may be once a network is very sure; NaN without one)
-        and vanished (share of those whose map is).
+        One row per attack ("no attack", "PGD"), gradient (of: "loss", "logit") and measure with its value; epsilon
+        is 0 without attack. Measures: roughness (mean over the images whose map is not zero everywhere, as that of
+        the loss may be once a network is very sure; NaN without one) and vanished (share of those whose map is).
 
     Raises:
         InputError: a dataset of other inputs.
     """
-    dataset = dataset_of(trained.config, test_size=test_size)
-    rows: list[tuple[Of, str, float]] = []
+    device = resolve_device(trained.config.device)
+    dataset, model = dataset_of(trained.config, test_size=test_size).to(device), trained.model.to(device)
+    images, labels = dataset.test_inputs, dataset.test_labels
     kinds: tuple[Of, ...] = ("loss", "logit")
-    for of in kinds:
-        found = roughness(maps(trained.model, dataset.test_inputs, dataset.test_labels, of=of))
-        rows += [(of, "roughness", float(found.nanmean())), (of, "vanished", float(found.isnan().double().mean()))]
-    return pd.DataFrame(rows, columns=["of", "measure", "value"])
+    found = [
+        (attack, radius, of, roughness(maps(model, batch, labels, of=of)))
+        for attack, radius, batch in _clean_and_attacked(model, images, labels, epsilon, pgd_steps)
+        for of in kinds
+    ]
+    model.cpu()
+    rows = [(*of, "roughness", float(rough.nanmean())) for *of, rough in found]
+    rows += [(*of, "vanished", float(rough.isnan().double().mean())) for *of, rough in found]
+    return pd.DataFrame(rows, columns=["attack", "epsilon", "of", "measure", "value"])
 
 
-def examples(trained: TrainedModel, *, of: Of = "logit") -> pd.DataFrame:
-    """Return the saliency map of the first test image of each class.
+def examples(trained: TrainedModel, *, epsilon: float, pgd_steps: int = 40, of: Of = "logit") -> pd.DataFrame:
+    """Return the saliency maps of the first test image of each class, and of that image attacked by PGD.
 
     Args:
         trained: the network, of a dataset of images.
+        epsilon, pgd_steps: as for :func:`measures`.
         of: what the derivative is taken of.
 
     Returns:
-        One row per image: index (in the test set), label and predicted (names of classes), pixels
-        (:func:`isorepro.robustness.pixel_rows`), saliency (the map as a list of rows, over its largest absolute
-        value, so in [−1, 1]; zeros where it vanishes) and roughness.
+        One row per attack ("no attack", "PGD") and image: attack, epsilon (0 without attack), index (in the test
+        set), label and predicted (names of classes), pixels (:func:`isorepro.robustness.pixel_rows`), saliency
+        (the map as a list of rows, over its largest absolute value, so in [−1, 1]; zeros where it vanishes) and
+        roughness.
 
     Raises:
         InputError: a dataset of other inputs.
@@ -119,18 +139,22 @@ def examples(trained: TrainedModel, *, of: Of = "logit") -> pd.DataFrame:
     dataset, model = dataset_of(trained.config), trained.model
     indices = first_of_each_class(dataset)
     images, labels = dataset.test_inputs[indices], dataset.test_labels[indices]
-    found = maps(model, images, labels, of=of)
-    shown = found / found.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(found.dtype).tiny)
-    with torch.no_grad():
-        predicted = model(images).argmax(1)
-    names = [[dataset.classes[label] for label in row.tolist()] for row in (labels, predicted)]
-    return pd.DataFrame(
-        {
+    tables = []
+    for attack, radius, batch in _clean_and_attacked(model, images, labels, epsilon, pgd_steps):
+        found = maps(model, batch, labels, of=of)
+        shown = found / found.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(found.dtype).tiny)
+        with torch.no_grad():
+            predicted = model(batch).argmax(1)
+        names = [[dataset.classes[label] for label in row.tolist()] for row in (labels, predicted)]
+        columns = {
+            "attack": attack,
+            "epsilon": radius,
             "index": indices,
             "label": names[0],
             "predicted": names[1],
-            "pixels": [pixel_rows(image) for image in images],
+            "pixels": [pixel_rows(image) for image in batch],
             "saliency": shown.tolist(),
             "roughness": roughness(found).tolist(),
         }
-    )
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)

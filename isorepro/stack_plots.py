@@ -12,6 +12,7 @@ from isorepro.panels import (
     BLACK,
     LIGHT,
     line_styles,
+    lines_of,
     panel_grid,
     shade_beyond_attack_limit,
     shared_legend,
@@ -42,18 +43,19 @@ def level_measures(
     *,
     labels: Mapping[str, str],
     limits: Mapping[str, float],
+    by: str = "beta",
     narrow: bool = False,
 ) -> Figure:
     """Draw measures of a stack against its levels: a row per measure, a column per kind of points, a line per β.
 
     Args:
-        summary: rows of :func:`isorepro.structure.summary` by points, beta and level.
+        summary: rows of :func:`isorepro.structure.summary` by points, beta (or ``by``) and level.
         labels: measure → label of its axis, in the order of the rows.
         limits: measure → the criterion, drawn as a line.
+        by: the column that has a line for each value: weights β, or names.
         narrow: a phone's width.
     """
     kinds = list(summary["points"].drop_duplicates())
-    betas = sorted(summary["beta"].unique())
     levels = sorted(summary["level"].unique())
     height = 1.6 if narrow else 1.9
     figure, grid = panel_grid(
@@ -64,10 +66,10 @@ def level_measures(
         panel = summary[(summary["measure"] == measure) & (summary["points"] == kind)]
         if measure in limits:
             axes.axhline(limits[measure], color=MUTED, lw=1, linestyle=(0, (1, 2)))
-        for beta, style in zip(betas, line_styles(betas), strict=True):
-            line = panel[panel["beta"] == beta].sort_values("level")
+        for value, style in lines_of(summary, by).items():
+            line = panel[panel[by] == value].sort_values("level")
             axes.fill_between(line["level"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0)
-            axes.plot(line["level"], line["mean"], **style, label=beta_name(beta))
+            axes.plot(line["level"], line["mean"], **style)
         axes.set_xticks(levels)
         axes.set_xlim(min(levels) - 0.25, max(levels) + 0.25)
         if measure == next(iter(labels)):
@@ -202,6 +204,8 @@ def level_curves(
 ) -> Figure:
     """Draw the classification rate against ε: a row per attack, a column per level, a line per network.
 
+    The colour says how a network is built; where all are built alike, it says their β.
+
     Args:
         summary: rows of :func:`isorepro.stats.over_seeds` by network, level, protocol, attack, beta and epsilon;
             clean rows (ε = 0) are not drawn.
@@ -211,6 +215,10 @@ def level_curves(
     """
     levels = sorted(summary["level"].unique())
     betas = sorted(summary["beta"].unique())
+    styles = {(network, beta): _network_style(network, beta, betas) for network, beta in network_names(summary)}
+    if summary["network"].nunique() == 1:
+        looks = zip(styles, line_styles(betas), strict=True)
+        styles = {pair: look | {"label": beta_name(pair[1]), "markersize": 3.5} for pair, look in looks}
     cells = [(key, level) for key in attacks for level in levels]
     columns = len(attacks) if narrow else len(levels)
     if narrow:
@@ -226,7 +234,7 @@ def level_curves(
         axes.axhline(chances[level - 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         for network, beta in network_names(panel):
             line = panel[(panel["network"] == network) & (panel["beta"] == beta)]
-            style = _network_style(network, beta, betas)
+            style = styles[network, beta]
             axes.fill_between(line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.14, lw=0)
             axes.plot(line["epsilon"], line["mean"], **style)
         axes.set(xscale="log", ylim=(-0.02, 1.02))

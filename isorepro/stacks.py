@@ -125,15 +125,15 @@ def piece_planes(trained: TrainedModel, *, nearest: int) -> pd.DataFrame:
 
     Returns:
         One row per level and point, of the inputs and of the level's representation: level, mapped (whether it is
-        the representation), x, y (times the config's representation_scale) and angle (the point's second
-        coordinate, in radians). A group with fewer than two such points has one row, of NaN.
+        the representation), x, y (times the config's representation_scale) and angle (in radians, the one that
+        goes all the way around within a group). A group with fewer than two such points has one row, of NaN.
 
     Raises:
         InputError: the dataset has no two coordinates.
     """
     config = trained.config
     whole, labels = _held_out(trained, None, None)
-    angles = _angles(whole)
+    angles = _angles(whole)[:, _along_first(whole)]
     known_labels = hierarchy.level_labels(config.hierarchy, whole.train_labels, len(whole.classes))
     inner = _away_from_cuts(whole.test_inputs, labels, whole.train_inputs, known_labels, nearest)
     tables = []
@@ -243,14 +243,26 @@ def _angles(dataset: Dataset) -> np.ndarray:
     return angles
 
 
+def _along_first(dataset: Dataset) -> list[int]:
+    """Return the places of a surface's coordinates, the one along which the classes follow each other first.
+
+    That is where each class takes up the smaller part of the turn: its directions have the longer mean.
+    """
+    directions = np.exp(1j * _angles(dataset))
+    classes = dataset.test_labels.unique().tolist()
+    means = [np.abs(directions[dataset.test_labels.numpy() == number].mean(0)) for number in classes]
+    places: list[int] = np.argsort(-np.mean(means, axis=0)).tolist()
+    return places
+
+
 @torch.no_grad()
 def distance_matrices(trained: TrainedModel, *, points: int) -> pd.DataFrame:
     """Return the distances between held-out points in order along the surface, before and after each level.
 
     Args:
         trained: the network, of a dataset with two known coordinates.
-        points: number of points, evenly spaced in the order of 40 steps of the first angle and, within a step, of
-            the second.
+        points: number of points, evenly spaced in the order of 40 steps of the angle along which the pieces follow
+            each other and, within a step, of the other angle.
 
     Returns:
         One row per level (0 for the inputs, from 1 for the levels) and pair: level, row, column, distance (times
@@ -261,7 +273,7 @@ def distance_matrices(trained: TrainedModel, *, points: int) -> pd.DataFrame:
         InputError: more points than there are, or no coordinates.
     """
     dataset, labels = _held_out(trained, None, None)
-    angles = _angles(dataset)
+    angles = _angles(dataset)[:, _along_first(dataset)]
     if not 2 <= points <= len(angles):
         raise InputError(f"points: must be from 2 to {len(angles)}, not {points}")
     steps = np.round(angles[:, 0] / (2 * np.pi) * 40) % 40

@@ -61,9 +61,16 @@ def over_seeds(
     Returns:
         One row per combination of ``by``, in order of appearance: its columns, ``mean``, ``low``, ``high``
         (95 % interval) and ``seeds`` (their number).
+
+    Raises:
+        InputError: a seed has several rows of a combination, such as those of networks with another K.
     """
     rows = []
     for key, group in table.groupby(list(by), sort=False, observed=True):
+        # A seed counted twice would make an interval look narrower than it is.
+        if group["seed"].duplicated().any():
+            told = ", ".join(f"{name} = {setting}" for name, setting in zip(by, key, strict=True))
+            raise InputError(f"{value}: a seed has several rows with {told}: tell them apart")
         mean, low, high = seed_interval(group[value])
         ends = np.clip([low, high], *bounds)
         rows.append((*key, mean, *ends, len(group)))

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from isorepro.panels import BLACK, LIGHT, line_styles, panel_grid, shared_legend, square_grid
+from isorepro.panels import BLACK, LIGHT, line_styles, lines_of, panel_grid, shared_legend, square_grid
 from isorepro.style import CATEGORIES, CYCLE, GRID, INK, MARKERS, MUTED, PAPER, SEQUENCE, STRETCH
 from isorepro.tables import beta_name, short_number
 
@@ -107,21 +107,31 @@ def shepard_diagram(distances: pd.DataFrame, *, narrow: bool = False) -> Figure:
     return figure
 
 
-def training_curves(summary: pd.DataFrame, *, labels: Mapping[str, str], narrow: bool = False) -> Figure:
+def training_curves(
+    summary: pd.DataFrame,
+    *,
+    labels: Mapping[str, str],
+    by: str = "beta",
+    references: Mapping[str, float] | None = None,
+    narrow: bool = False,
+) -> Figure:
     """Draw quantities of the training against its steps, one panel each, one line per β.
 
     Args:
-        summary: rows of :func:`isorepro.stats.over_seeds` by measure, beta and epoch.
+        summary: rows of :func:`isorepro.stats.over_seeds` by measure, beta (or ``by``) and epoch.
         labels: measure → label of its axis, in the order of the panels.
+        by: the column that has a line for each value: weights β, or names.
+        references: measure → a value it is compared with, drawn as a dotted line.
         narrow: panels below each other.
     """
-    betas = sorted(summary["beta"].unique())
     figure, grid = panel_grid(len(labels), columns=1 if narrow else len(labels), height=2.7, narrow=narrow)
     for axes, (measure, label) in zip(grid.flat, labels.items(), strict=False):
         panel = summary[summary["measure"] == measure]
-        for beta, style in zip(betas, line_styles(betas), strict=True):
-            line = panel[panel["beta"] == beta]
-            style = style | {"marker": "", "label": beta_name(beta)}
+        if references and measure in references:
+            axes.axhline(references[measure], color=MUTED, lw=1, linestyle=(0, (1, 2)))
+        for value, style in lines_of(summary, by).items():
+            line = panel[panel[by] == value]
+            style = style | {"marker": ""}
             axes.fill_between(line["epoch"], line["low"], line["high"], color=style["color"], alpha=0.16, lw=0)
             axes.plot(line["epoch"], line["mean"], **style)
         # An interval's end can reach 0, which a log axis has no place for.
@@ -264,7 +274,8 @@ def measures_against_beta(
         labels: (measure, relation) → title of its panel, in their order.
         narrow: panels below each other.
     """
-    columns = 1 if narrow else min(3, len(labels))
+    # As few rows of at most three as there can be, evenly filled.
+    columns = 1 if narrow else -(-len(labels) // -(-len(labels) // 3))
     figure, grid = panel_grid(len(labels), columns=columns, height=2.25, narrow=narrow)
     for axes, ((measure, relation), title) in zip(grid.flat, labels.items(), strict=False):
         panel = summary[(summary["measure"] == measure) & (summary["relation"] == relation)]

@@ -193,6 +193,14 @@ def dataset_of(
     )
 
 
+def logging_stride(inputs: Tensor) -> int:
+    """Return which of some examples (N, …) a history logs distances on: each so many, in all about a thousand.
+
+    They are spread over the set, which may be sorted.
+    """
+    return -(-len(inputs) // 1000)
+
+
 def build(config: TrainingConfig, inputs: Tensor, classes: int) -> Stack:
     """Return the untrained network of a config, its weights drawn from ``config.seed`` on the CPU.
 
@@ -257,8 +265,7 @@ def train(config: TrainingConfig, *, watch: Watch | None = None) -> TrainedModel
     blocks = [ClassBlocks.of(inputs, row) for row in labels] if full_batch and config.beta else None
     norms = squared_norms(inputs) if config.beta and not full_batch else None
     trained = [model.trained_by(level, config.gradients) for level in range(len(labels))]
-    # About a thousand examples, spread over the set, which may be sorted.
-    stride = -(-len(inputs) // 1000)
+    stride = logging_stride(inputs)
     logged_on = inputs[::stride], labels[:, ::stride]
     between_inputs = pairwise_distances(logged_on[0])
     history, spent = [], 0.0

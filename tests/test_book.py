@@ -21,18 +21,20 @@ pytestmark = pytest.mark.slow
 
 
 FIGURES = {
-    "mnist_robustness": 2,
+    "mnist_robustness": 3,
+    "first_version": 1,
     "mnist_explorer": 2,
     "rings": 6,
     "torus": 7,
+    "torus_variants": 2,
     "decision_boundary": 2,
     "mnist_structure": 4,
     "mnist_hierarchy": 5,
-    "evaluation_health": 5,
+    "fashion_mnist": 6,
+    "evaluation_health": 6,
     "beyond_methods": 3,
     "beyond_search": 1,
     "beyond_corruptions": 4,
-    "beyond_data": 5,
 }
 
 
@@ -120,7 +122,7 @@ def test_the_first_mention_of_a_term_leads_to_its_row(run: Path) -> None:
         assert len(found) == len(set(found)), name
     assert {term["id"] for term in terms if term["marks"]} == set().union(*explained.values())
     assert {"beta", "K", "epsilon", "LIL", "robust-accuracy"} <= set(explained["method.html"])
-    for name in profiles.notebook_names():
+    for name in profiles.plan("smoke").notebooks:
         assert len(explained[f"notebooks/{name}.html"]) > 3, name
 
 
@@ -215,7 +217,7 @@ def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site:
     assert loose(structure["rings"]["verdict"]) in text
     assert loose(structure["torus"]["verdict_held_out_isometric"]) in text
     assert loose(structure["mnist_hierarchy"]["error_given_pgd"]) in text
-    assert loose(structure["decision_boundary"]["torus_local_distortion_verdict"]) in text
+    assert loose(structure["decision_boundary"]["paper_torus_local_distortion_verdict"]) in text
     assert loose(f"{structure['mnist_structure']['raw_strongest_accuracy']:.1%}") in text
     assert "smoke" in page.locator(".bd-header-announcement").inner_text()
     page.goto(f"{site}/reproduce.html")
@@ -233,9 +235,17 @@ def test_the_pages_say_the_numbers_of_the_run(run: Path, browser: Browser, site:
 
 def test_the_tables_are_complete(run: Path) -> None:
     curves = pd.read_csv(run / "results/mnist_robustness/curves_by_seed.csv")
-    assert len(curves) == 2 * 2 * (2 + 4 * 4)  # β × seeds × (clean of each protocol + attacks × radii)
+    # (CE and, for each K, β) × seeds × (clean of each protocol + attacks × radii)
+    assert len(curves) == 3 * 2 * (2 + 4 * 4)
+    assert curves.groupby(["beta", "K"])["seed"].nunique().to_dict() == {(0, 10): 2, (1, 1): 2, (1, 10): 2}
+    closer = pd.read_csv(run / "results/mnist_robustness/more_seeds_by_seed.csv")
+    assert len(closer) == 2 * 2 * (2 + 4)
+    shared = curves[(curves["K"] == 10) & (curves["attack"] == "no attack")]
+    pd.testing.assert_frame_equal(
+        closer[closer["attack"] == "no attack"].reset_index(drop=True), shared.reset_index(drop=True)
+    )
     assert curves["accuracy"].between(0, 1).all()
-    pgd = curves[curves["attack"] == "PGD"].sort_values("epsilon").groupby(["beta", "seed"])["accuracy"]
+    pgd = curves[curves["attack"] == "PGD"].sort_values("epsilon").groupby(["beta", "K", "seed"])["accuracy"]
     assert pgd.apply(lambda accuracy: accuracy.is_monotonic_decreasing).all()
 
 
@@ -272,6 +282,9 @@ def test_the_tables_of_stacks_are_complete(run: Path) -> None:
     curves = pd.read_csv(digits / "curves_by_seed.csv")
     # β × seeds × (levels of the stack + the flat network's) × (clean of each protocol + attacks × radii)
     assert len(curves) == 2 * 2 * (3 + 1) * (2 + 4 * 2)
+    first = pd.read_csv(run / "results/first_version/curves_by_seed.csv")
+    # β × seeds × (levels × (clean of each protocol + FGSM of each and PGD × radii) + AutoAttack)
+    assert len(first) == 2 * 2 * (3 * (2 + 3 * 2) + 1)
     confusions = pd.read_csv(digits / "confusions.csv")
     networks = confusions.fillna({"hierarchy": ""}).groupby(["hierarchy", "beta", "seed", "protocol", "epsilon"])
     # Stacks on the given and the learnt tree and on a random one for each seed, and flat networks.
@@ -291,10 +304,13 @@ def test_the_tables_of_stacks_are_complete(run: Path) -> None:
 def test_the_tables_of_the_evaluations_health_are_complete(run: Path) -> None:
     results = run / "results"
     curves = pd.read_csv(results / "evaluation_health/curves_by_seed.csv")
-    assert len(curves) == 3 * 2 * (1 + 12 * 3)  # networks × seeds × (clean + attacks × radii)
+    assert len(curves) == 4 * 2 * (1 + 12 * 3)  # networks × seeds × (clean + attacks × radii)
+    more = pd.read_csv(results / "evaluation_health/more_images_by_seed.csv")
+    assert len(more) == 4 * 2 * (1 + 12 * 2)
+    assert more["images"].eq(30).all()
     signs = pd.read_csv(results / "evaluation_health/signs_by_seed.csv").query("measure == 'agreement'")
     assert signs["value"].between(0, 1).all()
-    for name, networks in {"evaluation_health": 6, "mnist_robustness": 4, "mnist_hierarchy": 8}.items():
+    for name, networks in {"evaluation_health": 8, "mnist_robustness": 6, "mnist_hierarchy": 8}.items():
         checks = pd.read_csv(results / name / "checks.csv")
         assert checks["networks"].eq(networks).all(), name
         assert len(checks) == 2 * 12
@@ -306,8 +322,8 @@ def test_the_run_gives_the_published_numbers(run: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no number moved: " in done.stdout
     compared = {path.parent.name for path in (run / "results").glob("*/*_by_seed.csv")}
-    # What is shown on these pages is measured on others, or for a single seed.
-    assert set(profiles.notebook_names()) - compared <= {"mnist_explorer", "beyond_search"}
+    # What is shown on this page is measured on others.
+    assert set(profiles.plan("smoke").notebooks) - compared <= {"mnist_explorer"}
     for name in compared:
         assert f"\n{name}/" in done.stdout
 
@@ -316,13 +332,13 @@ def test_a_wrong_number_is_named(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "results", tmp_path / "smoke/results")
     path = tmp_path / "smoke/results/mnist_robustness/curves_by_seed.csv"
     curves = pd.read_csv(path)
-    (wrong,) = curves.query("attack == 'PGD' and beta == 1 and seed == 1 and epsilon == 0.0774").index
+    (wrong,) = curves.query("attack == 'PGD' and beta == 1 and K == 10 and seed == 1 and epsilon == 0.0774").index
     curves.loc[wrong, "accuracy"] += 0.5
     curves.to_csv(path, index=False)
     done = isorepro(tmp_path, "verify")
     assert done.returncode == 1, done.stdout + done.stderr
     (moved,) = re.findall(r"^moved: (.*)$", done.stdout, flags=re.MULTILINE)
-    assert moved == "mnist_robustness/curves_by_seed: beta 1, corrected, PGD, epsilon 0.0774: accuracy"
+    assert moved == "mnist_robustness/curves_by_seed: beta 1, K 10, corrected, PGD, epsilon 0.0774: accuracy"
 
 
 def test_the_tables_have_what_the_claims_ask_of_them(run: Path) -> None:
@@ -365,6 +381,7 @@ def test_the_book_shows_the_verdicts_on_the_claims(run: Path, browser: Browser, 
     for claim, row, text in zip(ledger.claims, overall, rows, strict=True):
         assert row["title"] in text
         assert f"{claims.SYMBOLS[row['verdict']]} {row['verdict']}" in text
+        assert row["told"].removeprefix(row["verdict"]).removeprefix(" – ") in text.replace("\u00a0", " ")
         numbers = claims.glance(ledger, claim, judged)
         assert all(f"{label} {number}" in text.replace("\u00a0", " ") for label, number in numbers.items())
     context.close()

@@ -10,7 +10,7 @@ import yaml
 from scipy import stats as scipy_stats
 
 from isorepro import claim_pages, claims
-from isorepro.claims import DESCRIBED, FAILS, HOLDS, ONLY, UNDECIDED, UNTESTED
+from isorepro.claims import DESCRIBED, FAILS, HOLDS, PARTLY, UNDECIDED, UNTESTED
 from isorepro.errors import InputError
 
 CE = [0.30, 0.34, 0.32, 0.31, 0.35]
@@ -275,6 +275,11 @@ def test_a_set_with_too_few_points_within_the_distance_is_not_tested(
         row = one(ledger(test | {"within": FAR["within"]}), folder)
         assert (row["verdict"], row["fragile"], row["seeds"]) == (HOLDS if tested else UNTESTED, tested, 5)
         assert row["why"] == ("" if tested else f"too few points within 0.25: mean near distance {near:.3f}")
+    # The other side of the same distance; a mean that is not defined is on neither.
+    row = one(ledger(SHAKY | {"beyond": FAR["within"]}), folder)
+    assert row["why"] == ("" if near >= 0.25 else f"too few points beyond 0.25: mean near distance {near:.3f}")
+    undefined = one(ledger(SHAKY | {"beyond": FAR["within"]}), write(tmp_path, curves(near=np.nan)))
+    assert undefined["verdict"] == UNTESTED
     with pytest.raises(InputError, match=r"^statement C1\.1, page/curves: no column 'far_distance'"):
         claims.verdicts(ledger(DIFFERENCE | {"within": {"far_distance": 0.25}}), folder)
 
@@ -329,11 +334,12 @@ def test_verdicts_are_corrected_for_the_number_of_tests_of_their_claim(ledger: A
     assert judged["holm"][8:].tolist() == [UNTESTED] * 3 + [DESCRIBED, UNDECIDED, HOLDS, HOLDS]
     assert judged["p"][:8].tolist() == pytest.approx(p_values)
     told = claims.overall(given, judged)[["told", "holm"]].to_numpy().tolist()
-    assert told == [["holds only in part under as released"] * 2, ["holds"] * 2]
+    assert told == [["holds in part – in part: as released"] * 2, ["holds"] * 2]
     short = ledger(DIFFERENCE | {"bound": 0.201}, DIFFERENCE | {"bound": 0.26}, protocols=("A", "B"))
     (row,) = claims.overall(short, claims.verdicts(short, tmp_path)).to_dict("records")
-    assert (row["verdict"], row["told"], row["holm"]) == (ONLY, "holds only under A", "undecided")
-    assert claims.told_twice(row, "; ") == "holds only under A; With Holm’s correction: undecided"
+    told = "holds in part – in full: A; does not hold: B"
+    assert (row["verdict"], row["told"], row["holm"]) == (PARTLY, told, "undecided")
+    assert claims.told_twice(row, "; ") == f"{told}; With Holm’s correction: undecided"
 
 
 @pytest.mark.parametrize(
@@ -399,14 +405,15 @@ SHAKY = DIFFERENCE | {"bound": 0.2}
         ([GOOD, GOOD], HOLDS, "holds"),
         ([GOOD, None], HOLDS, "holds"),
         ([GOOD, MISSING], HOLDS, "holds"),
-        ([GOOD, BAD], ONLY, "holds only under A"),
-        ([GOOD, OPEN, GOOD], ONLY, "holds only under A"),
-        ([GOOD, BAD, BAD, BAD, GOOD], ONLY, "holds only in part under A"),
-        ([GOOD, GOOD, BAD, GOOD], ONLY, "holds only under B, in part under A"),
-        ([GOOD, BAD, None, GOOD], ONLY, "holds only in part under A and B"),
-        ([GOOD, BAD, GOOD, MISSING], ONLY, "holds only under A"),
-        ([BAD, GOOD, MISSING, GOOD, BAD], ONLY, "holds only under B"),
-        ([BAD, GOOD, GOOD, FAR], ONLY, "holds only in part under A and B"),
+        ([GOOD, BAD], PARTLY, "holds in part – in full: A; does not hold: B"),
+        ([GOOD, OPEN, GOOD], PARTLY, "holds in part – in full: A; undecided: B"),
+        ([GOOD, BAD, BAD, BAD, GOOD], PARTLY, "holds in part – in part: A; does not hold: B"),
+        ([GOOD, GOOD, BAD, GOOD], PARTLY, "holds in part – in full: B; in part: A"),
+        ([GOOD, BAD, None, GOOD], PARTLY, "holds in part – in part: A, B"),
+        ([GOOD, BAD, GOOD, MISSING], PARTLY, "holds in part – in full: A; does not hold: B"),
+        ([BAD, GOOD, MISSING, GOOD, BAD], PARTLY, "holds in part – in full: B; does not hold: A"),
+        ([BAD, GOOD, GOOD, FAR], PARTLY, "holds in part – in part: A, B"),
+        ([GOOD, MISSING, BAD], PARTLY, "holds in part – in part: A; not tested here: B"),
         ([BAD, BAD], FAILS, "does not hold"),
         ([BAD, OPEN], FAILS, "does not hold"),
         ([BAD, None], FAILS, "does not hold"),
@@ -529,7 +536,7 @@ def test_the_readme_table_has_a_row_for_each_claim(ledger: Any, tmp_path: Path) 
     head, rule, row = claims.readme_table(given, write(tmp_path, curves())).splitlines()
     assert head.count("|") == rule.count("|") == row.count("|") == 4
     assert row == (
-        "| **C1** A claim | ◐ holds only under as released "
+        "| **C1** A claim | ◐ holds in part – in full: as released; does not hold: corrected "
         "| accuracy, β = 0.1 − CE: +23.0 points (+20.2 to +25.8) |"
     )
     readme = "before\n<!-- claims -->\nold | table\n<!-- /claims -->\nafter\n"
@@ -550,7 +557,8 @@ def test_the_pages_say_every_statement_its_effect_its_limit_and_its_reason(ledge
     summed = claims.overall(given, judged)
     text = claim_pages.every_claim(given, judged, summed)
     for part in (
-        "(claim-c1)=\n## C1. A claim", "{verdict}`holds only` under as released\n\nWith Holm’s correction: ",
+        "(claim-c1)=\n## C1. A claim", "{verdict}`holds in part` – in full: as released; does not hold: ",
+        "corrected\n\nWith Holm’s correction: ",
         "* corrected: 0 of 2 hold, 1 undecided, 3 not tested here\n* as released: 4 of 4 hold",
         "<span class='isorepro-protocol'>as released; part of C1.5</span>", "`C1.6 <claim-c1>` holds (fragile).",
         "  - {verdict}`holds` fragile\n  - {verdict}`undecided`\n* - **C1.7**",
@@ -565,11 +573,11 @@ def test_the_pages_say_every_statement_its_effect_its_limit_and_its_reason(ledge
     shown = claim_pages.overview(given, judged, summed)
     assert "{ref}`C1.\u00a0A claim <claim-c1>`" in shown
     assert "+23.0\u00a0points (+20.2 to +25.8)" in shown
-    assert "under as released\n    \n    With Holm’s correction: holds only in part under as released" in shown
+    assert "not hold: corrected\n    \n    With Holm’s correction: holds in part – in part: as released" in shown
     short = claim_pages.glance(given, judged, summed)
     assert "{ref}`A claim <claim-c1>`" in short
     assert "as seen **+23.0\u00a0points** <span class='isorepro-interval'>(+20.2 to +25.8)</span>" in short
-    assert "under as released" not in short
+    assert "  - in full: as released; does not hold: corrected\n" in short
 
 
 def test_a_badge_tells_its_verdict_by_words_and_symbol_too() -> None:

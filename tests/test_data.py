@@ -278,15 +278,20 @@ def test_the_tangents_of_the_torus_are_orthonormal_and_along_its_angles() -> Non
     torch.testing.assert_close(lifted, 0.33 * (v + 1e-4 / 0.33).sin(), rtol=0, atol=1e-6)
 
 
-def test_the_papers_torus_is_parted_top_from_bottom_and_rescaled() -> None:
+@pytest.mark.parametrize(
+    ("name", "rows", "major", "minor"), [("paper_torus", 40, 0.67, 0.33), ("paper_torus_16", 16, 1.0, 0.66)]
+)
+def test_the_papers_torus_is_parted_top_from_bottom_and_rescaled(
+    name: str, rows: int, major: float, minor: float
+) -> None:
     """The angle around the axis varies fastest, and runs of the flat grid are pieces."""
-    dataset = data.load("paper_torus", seed=2)
+    dataset = data.load(name, seed=2)
     points, labels = [], []
-    for number in range(1600):
-        v, u = 2 * math.pi * (number // 40) / 40, 2 * math.pi * (number % 40) / 40
-        around = 0.67 + 0.33 * math.cos(v)
-        points.append([around * math.cos(u), around * math.sin(u), 0.33 * math.sin(v)])
-        labels.append(number // 200)
+    for number in range(rows**2):
+        v, u = 2 * math.pi * (number // rows) / rows, 2 * math.pi * (number % rows) / rows
+        around = major + minor * math.cos(v)
+        points.append([around * math.cos(u), around * math.sin(u), minor * math.sin(v)])
+        labels.append(number // (rows**2 // 8))
     grid = np.array(points)
     grid = (grid - grid.min()) / (grid - grid.min()).max()
     away = np.linalg.norm(dataset.train_inputs.numpy()[:, None] - grid, axis=2)
@@ -297,7 +302,7 @@ def test_the_papers_torus_is_parted_top_from_bottom_and_rescaled() -> None:
         (dataset.test_inputs, dataset.test_labels),
     ):
         # Away from the cuts, which lie at half a row before the angle 0 and π.
-        heights = (inputs[:, 2] - 0.5).abs() > 0.02
+        heights = (inputs[:, 2] - 0.5).abs() > 0.6 * minor / (major + minor) * math.sin(math.pi / rows)
         assert torch.equal((inputs[:, 2] > 0.5)[heights], (known < 4)[heights])
     assert dataset.train_inputs.min() == 0
     assert dataset.train_inputs.max() == 1

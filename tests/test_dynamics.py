@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import scipy.stats
 import sklearn.decomposition
 import torch
 
-from isorepro import data, dynamics, stacks, structure, sweep
+from isorepro import data, dynamics, stacks, structure, sweep, training
 from isorepro.errors import InputError
 from isorepro.models import Stack
 from isorepro.training import TrainedModel, TrainingConfig, build, train
@@ -144,3 +145,27 @@ def test_epochs_run_from_the_untrained_network_to_the_end_and_lie_ever_wider(las
     steps = np.diff(epochs)
     assert (steps > 0).all()
     assert (np.diff(steps) >= -1).all()  # by rounding
+
+
+@torch.no_grad()
+def test_largest_distances_are_those_of_the_untrained_network_and_of_the_history(network: TrainedModel) -> None:
+    config, dataset = network.config, training.dataset_of(network.config)
+    found = dynamics.distance_ratios(network).set_index(["epoch", "level", "measure"])["value"]
+    inputs, labels = dataset.train_inputs.double().numpy(), dataset.train_labels.numpy()
+    whole = scipy.spatial.distance.pdist(inputs)
+    for epoch, model in ((0, stopped(config, 0)), (config.epochs, network.model)):
+        model = copy.deepcopy(model).double()
+        for level, groups in enumerate((*config.hierarchy, [[label] for label in range(len(dataset.classes))])):
+            mapped = model.up_to(level).representation(torch.from_numpy(inputs)).numpy()
+            ratio = scipy.spatial.distance.pdist(mapped).max() / whole.max()
+            straight = scipy.spatial.distance.pdist(np.arctanh(mapped)).max() / whole.max()
+            pieces = [np.isin(labels, group) for group in groups]
+            ends = [
+                max(scipy.spatial.distance.pdist(x[piece]).max() for piece in pieces) for x in (mapped, inputs)
+            ]
+            wanted = {"lipschitz_ratio": ratio, "before_tanh_ratio": straight, "within_ratio": ends[0] / ends[1]}
+            for measure, value in wanted.items():
+                assert found[epoch, level + 1, measure] == pytest.approx(value, rel=2e-3)
+    last = network.history[network.history["epoch"] == config.epochs].set_index("level")["lipschitz_ratio"]
+    for level, value in last.items():
+        assert found[config.epochs, level, "lipschitz_ratio"] == pytest.approx(value, rel=1e-3)

@@ -344,6 +344,23 @@ def test_a_stack_is_refused() -> None:
         ensemble.curves(stack, None, epsilons=[0.1], images=20)
 
 
+def test_of_a_stack_the_finest_level_is_attacked_where_it_is_read() -> None:
+    config = TrainingConfig(epochs=1, train_size=2000, depth=2, hierarchy=(((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)),))
+    config = TrainingConfig(**config.model_dump() | {"readout": "reversed", "shared_head": True})
+    trained, radii = train(config), [0.02, 0.06]
+    table = ensemble.finest_autoattack(trained, epsilons=radii, images=30, **SHORT)
+    # Read in reverse, the finest level is the input layer and the head.
+    alone = nn.Sequential(trained.model.input_layer, trained.model.heads[-1])
+    drawn = data.load("mnist", test_size=30, seed=0)
+    expected = [
+        separate(alone, drawn.test_inputs, drawn.test_labels, radius).double().mean().item() for radius in radii
+    ]
+    assert table["accuracy"].tolist() == expected
+    assert 0 < expected[1] < expected[0]
+    assert set(table["level"]) == {2}
+    assert set(table["images"]) == {30}
+
+
 def test_sources_are_cross_entropy_networks_of_the_next_seed() -> None:
     def network(**fields: object) -> TrainedModel:
         return TrainedModel(TrainingConfig(**fields), Stack(2, (2,), width=2, depth=1), pd.DataFrame(), 0.0)

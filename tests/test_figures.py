@@ -173,13 +173,18 @@ def test_many_attacks_have_small_panels_that_share_their_labels(narrow: bool) ->
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_stages_of_attack_draw_accuracies_and_differences_with_their_intervals(narrow: bool) -> None:
-    networks = {"CE": ("raw", 0.0), "β = 1": ("raw", 1.0), "normalised, β = 10⁴": ("normalised", 1e4)}
+    networks = {
+        "CE": ("raw", 10.0, 0.0),
+        "β = 1": ("raw", 10.0, 1.0),
+        "K = 1, β = 1": ("raw", 1.0, 1.0),
+        "normalised, β = 10⁴": ("normalised", 1.0, 1e4),
+    }
     rows = [
-        (stage, name, form, beta, 0.1 * place + 0.2, 0.1 * place + 0.15, 0.1 * place + 0.3)
+        (stage, name, form, K, beta, 0.1 * place + 0.2, 0.1 * place + 0.15, 0.1 * place + 0.3)
         for stage in ("first, weak", "second")
-        for place, (name, (form, beta)) in enumerate(networks.items())
+        for place, (name, (form, K, beta)) in enumerate(networks.items())
     ]
-    kept = pd.DataFrame(rows, columns=["stage", "network", "form", "beta", "mean", "low", "high"])
+    kept = pd.DataFrame(rows, columns=["stage", "network", "form", "K", "beta", "mean", "low", "high"])
     gains = kept[kept["beta"] > 0].assign(mean=-0.05, low=-0.1, high=0.02)
     with style.house_style():
         figure = plots.attack_stages(kept, gains, narrow=narrow)
@@ -191,10 +196,14 @@ def test_stages_of_attack_draw_accuracies_and_differences_with_their_intervals(n
             np.testing.assert_allclose(np.asarray(points.get_xdata(), float), scale * own["mean"].to_numpy())
             ends = np.array([segment[:, 0] for segment in reach.get_segments()])
             np.testing.assert_allclose(ends, scale * own[["low", "high"]].to_numpy(), atol=1e-9)
+    # Of one weight the two K differ in how much of the marker is filled, and in nothing else.
+    first, second = (accuracy.containers[place].lines[0] for place in (1, 2))
+    assert (first.get_fillstyle(), second.get_fillstyle()) == ("full", "left")
+    assert (first.get_color(), first.get_marker()) == (second.get_color(), second.get_marker())
     assert [text.get_text() for text in accuracy.get_yticklabels()] == ["first,\nweak", "second"]
     assert accuracy.get_ylim() == (1.5, -0.5)  # the first attack above
     table = tables.stage_table(
-        kept.assign(difference=[float("nan"), -0.05, 0.25] * 2, difference_low=-0.1, difference_high=0.5)
+        kept.assign(difference=[float("nan"), -0.05, 0.25, 0.0] * 2, difference_low=-0.1, difference_high=0.5)
     )
     assert table["points above CE"].tolist()[:3] == ["–", "−5.0 (−10.0 to +50.0)", "+25.0 (−10.0 to +50.0)"]
     assert table["rate, %"].tolist()[0] == "20.0 (15 to 30)"
@@ -204,8 +213,8 @@ def test_stages_of_attack_draw_accuracies_and_differences_with_their_intervals(n
 @pytest.mark.parametrize("count", [2, 4, 6, 11])
 def test_the_names_of_any_number_of_networks_fit_above_the_panels(count: int, narrow: bool) -> None:
     names = ["CE", *[f"normalised, β = 10{power}" for power in "¹²³⁴⁵⁶⁷⁸⁹⁰"]][:count]
-    rows = [("a", name, "raw", float(place), 0.5, 0.4, 0.6) for place, name in enumerate(names)]
-    kept = pd.DataFrame(rows, columns=["stage", "network", "form", "beta", "mean", "low", "high"])
+    rows = [("a", name, "raw", 10.0, float(place), 0.5, 0.4, 0.6) for place, name in enumerate(names)]
+    kept = pd.DataFrame(rows, columns=["stage", "network", "form", "K", "beta", "mean", "low", "high"])
     with style.house_style():
         figure = plots.attack_stages(kept, kept[kept["beta"] > 0], narrow=narrow)
         FigureCanvasAgg(figure).draw()

@@ -57,6 +57,8 @@ Made = dict[str, Callable[..., Any]]
 def rows(table: str, seeds: int) -> pd.DataFrame:
     found = pd.read_csv(claims.PUBLISHED / f"{table}.csv")
     found = found[found["seed"] < seeds].copy()
+    if table.startswith("mnist_robustness"):
+        found = found[found["K"] == 10]
     if table.startswith("evaluation_health"):
         found["network"] = tables.network_names(found)
     return found
@@ -71,9 +73,9 @@ def made(seeds: int) -> tuple[Made, Made]:
     by = ["protocol", "attack", "beta", "epsilon"]
     rates = stats.over_seeds(curves, "accuracy", by, bounds=(0, 1))
     attacked = rows("evaluation_health/curves_by_seed", seeds)
-    attacked = stats.over_seeds(attacked, "accuracy", [*by, "network", "form"], bounds=(0, 1))
+    attacked = stats.over_seeds(attacked, "accuracy", [*by, "network", "form", "K"], bounds=(0, 1))
     staged = rows("evaluation_health/stages_by_seed", seeds)
-    kept = stats.over_seeds(staged, "accuracy", ["stage", "network", "form", "beta"], bounds=(0, 1))
+    kept = stats.over_seeds(staged, "accuracy", ["stage", "network", "form", "K", "beta"], bounds=(0, 1))
     gains = stats.paired_differences(staged, "accuracy", ["stage"], "network", "CE")
     ends = {"mean": "difference", "low": "difference_low", "high": "difference_high"}
     stages = kept.merge(gains.rename(columns=ends).drop(columns="seeds"), how="left", on=["stage", "network"])
@@ -120,7 +122,7 @@ def made(seeds: int) -> tuple[Made, Made]:
     norms = {name: name for name in by_norm["norm"].unique()}
     figures: Made = {
         "robustness_curves": partial(plots.robustness_curves, rates, chance=0.1),
-        "gap": partial(plots.gap, health.gap(attacked, 0.1), protocols=weak, chance=0.1),
+        "gap": partial(plots.gap, health.gap(attacked[attacked["K"] == 10], 0.1), protocols=weak, chance=0.1),
         "attack_stages": partial(plots.attack_stages, kept, gains),
         "weights": partial(explorables.weights, few, maps(), examples(), chance=0.1, at=0.1),
         "method_points": partial(method_plots.method_points, plane, x_label="x", y_label="y"),

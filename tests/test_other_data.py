@@ -37,6 +37,7 @@ from isorepro import (
     hierarchy,
     paths,
     plots,
+    profiles,
     robustness,
     saliency,
     stacks,
@@ -200,23 +201,14 @@ def test_images_and_labels_are_those_written(name: str, written: dict[str, Any])
     assert part.train_labels.bincount().tolist() == [5] * 10
 
 
-@pytest.mark.parametrize(
-    ("name", "first"),
-    [
-        ("mnist", set("01234")),
-        ("fashion_mnist", {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Shirt"}),
-        ("cifar10", {"bird", "cat", "deer", "dog", "frog", "horse"}),
-    ],
-)
 @pytest.mark.usefixtures("written")
-def test_the_first_level_parts_clothing_from_shoes_and_bags_and_animals_from_vehicles(
-    name: str, first: set[str]
-) -> None:
-    classes = [str(digit) for digit in range(10)] if name == "mnist" else data.load(name).classes
-    (level,) = hierarchy.checked(hierarchy.FIRST_LEVEL[name], 10)
-    found = [{classes[c] for c in group} for group in level]
-    assert found[0] == first
-    assert found[1] == set(classes) - first
+def test_the_first_level_of_the_page_parts_clothing_from_shoes_and_bags() -> None:
+    (level,) = hierarchy.checked(profiles.parameters("fashion_mnist")["hierarchy"].default, 10)
+    found = [{data.load("fashion_mnist").classes[c] for c in group} for group in level]
+    assert found == [
+        {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Shirt"},
+        {"Sandal", "Sneaker", "Bag", "Ankle boot"},
+    ]
 
 
 def test_the_digests_in_the_repository_are_of_the_archives_that_torchvision_knows() -> None:
@@ -394,7 +386,7 @@ def test_the_first_blocks_loss_trains_the_features_by_the_distances_of_the_pixel
     from isorepro.losses import isometry
     from isorepro.training import step
 
-    tree = hierarchy.FIRST_LEVEL["cifar10"]
+    tree = [[[2, 3, 4, 5, 6, 7], [0, 1, 8, 9]]]
     config = TrainingConfig(
         dataset="cifar10", features="convolutional", hierarchy=tree, beta=2.0, **CONFIG | {"K": 3.0}
     )
@@ -436,6 +428,15 @@ def test_convolutional_features_are_the_papers() -> None:
         assert hidden.shape == (2, channels, side, side)
     hidden = torch.tanh(hidden.flatten(1) @ state["input_layer.7.weight"].T + state["input_layer.7.bias"])
     torch.testing.assert_close(model.activations(images)[0], hidden, rtol=1e-4, atol=1e-5)
+    # The whole of it: three hidden layers of 1000 units behind the features.
+    chosen = {name: found.default for name, found in profiles.parameters("cifar10").items()}
+    whole = build(
+        TrainingConfig(features="convolutional", width=chosen["width"], depth=chosen["depth"]),
+        torch.zeros(1, 3, 32, 32),
+        10,
+    )
+    weights = [tuple(w.shape) for w in whole.parameters() if w.dim() > 1]
+    assert weights[2:] == [(1000, 16_384), (1000, 1000), (1000, 1000), (10, 1000)]
     # Odd sides and other channels have a place too.
     assert build(config, torch.zeros(1, 1, 5, 9), 3)(torch.rand(4, 1, 5, 9)).shape == (4, 3)
     for shape in ((1, 784), (1, 3, 3, 32)):
@@ -533,11 +534,12 @@ def test_attacked_images_are_drawn_as_they_are(name: str, networks: dict[str, li
 @pytest.mark.parametrize("name", OTHER)
 def test_saliency_is_mapped_and_drawn(name: str, networks: dict[str, list[TrainedModel]]) -> None:
     models, dataset = networks[name], data.load(name)
-    mapped = sweep.measure(models, saliency.examples, jobs=1)
+    attack = {"epsilon": 0.1, "pgd_steps": 2}
+    mapped = sweep.measure(models, saliency.examples, **attack, jobs=1)
     side = 28 if name == "fashion_mnist" else 32
     maps = np.array(mapped["saliency"].tolist())
-    assert maps.shape == (20, side, side)
-    assert np.abs(maps).max(axis=(1, 2)) == pytest.approx(np.ones(20))
+    assert maps.shape == (40, side, side)
+    assert np.abs(maps).max(axis=(1, 2)) == pytest.approx(np.ones(40))
     # A brighter pixel, in all channels at once, moves the logit as the map says.
     image, label = dataset.test_inputs[dataset.test_labels == 4][0].double(), 4
     model = build(models[0].config, dataset.train_inputs, 10).double()
@@ -549,19 +551,20 @@ def test_saliency_is_mapped_and_drawn(name: str, networks: dict[str, list[Traine
         change = (model((image + step)[None]) - model((image - step)[None]))[0, label] / 2e-6
         assert found[row, column].item() == pytest.approx(change.item(), rel=1e-4, abs=1e-9)
     images = drawn(plots.saliency_maps(mapped))
-    assert len(images) == 30
+    # The images, and clean and attacked maps of either network.
+    assert len(images) == 50
     assert images[0].shape == ((28, 28) if name == "fashion_mnist" else (32, 32, 3))
-    np.testing.assert_allclose(images[10], maps[0])
+    np.testing.assert_allclose(images[10:], maps)
     drawn(plots.saliency_maps(mapped, narrow=True))
-    smooth = saliency.measures(models[0], test_size=50)
-    assert smooth["measure"].tolist() == ["roughness", "vanished"] * 2
+    smooth = saliency.measures(models[0], **attack, test_size=50)
+    assert smooth.groupby(["attack", "of", "measure"]).ngroups == len(smooth) == 8
     assert smooth.loc[smooth["measure"] == "roughness", "value"].between(0, 8).all()
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_a_stack_cuts_by_the_first_level(name: str, written: dict[str, Any]) -> None:
     features = "convolutional" if name == "cifar10" else "none"
-    tree = hierarchy.FIRST_LEVEL[name]
+    tree = [[[2, 3, 4, 5, 6, 7], [0, 1, 8, 9]]]
     stack = train(TrainingConfig(dataset=name, features=features, hierarchy=tree, beta=0.01, **CONFIG))
     measured = stacks.measures(stack, test_size=50)
     assert set(measured["level"]) == {1, 2}
@@ -583,7 +586,7 @@ def test_sliders_refuse_images_in_colour(networks: dict[str, list[TrainedModel]]
 def reproduce(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str]]
 ) -> Callable[..., tuple[int, str]]:
-    """Run the page on a dataset by the command line; its kernel finds the data in a folder of the test's own."""
+    """Run the page on CIFAR-10 by the command line; its kernel finds the data in a folder of the test's own."""
     shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
     monkeypatch.setenv("ISOREPRO_ROOT", str(tmp_path))
     monkeypatch.setenv("ISOREPRO_OUTPUT", str(tmp_path / "output"))
@@ -592,9 +595,9 @@ def reproduce(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
 
-    def run(dataset: str, **values: object) -> tuple[int, str]:
-        given = [f"-p{name}={value}" for name, value in ({"dataset": dataset} | values).items()]
-        return command("reproduce", "--profile", "smoke", "--only", "beyond_data", "--jobs", "1", *given)
+    def run(**values: object) -> tuple[int, str]:
+        given = [f"-p{name}={value}" for name, value in values.items()]
+        return command("reproduce", "--profile", "smoke", "--only", "cifar10", "--jobs", "1", *given)
 
     return run
 
@@ -606,12 +609,12 @@ def test_the_page_without_the_files_and_a_network_says_so_in_one_line(
     folder = tmp_path / "data/cifar10"
     folder.mkdir(parents=True)
     (folder / "SHA256SUMS").write_text((paths.ROOT / "data/cifar10/SHA256SUMS").read_text())
-    status, said = reproduce("cifar10")
+    status, said = reproduce()
     assert status == 1
     assert "Traceback" not in said
     (told,) = [line for line in said.splitlines() if line.startswith("error: ")]
     missing = folder / ARCHIVE
-    assert f"notebook 'beyond_data', code cell 3: DataError: {missing} is missing and could not be dow" in told
+    assert f"notebook 'cifar10', code cell 3: DataError: {missing} is missing and could not be dow" in told
     assert "put it there by hand; it is used if its SHA-256 is 6d958be0" in told
     assert not missing.exists()
 
@@ -628,11 +631,14 @@ def test_the_page_runs_on_photographs_in_colour(tmp_path: Path, reproduce: Calla
         f"    CIFAR10.train_list, CIFAR10.test_list = {lists['train_list']!r}, {lists['test_list']!r}\n"
         f"    CIFAR10.meta = CIFAR10.meta | {{'md5': {digests['batches.meta']!r}}}\n"
     )
-    sizes = {"train_size": 50, "test_size": 20, "stack_train_size": 30, "stack_test_size": 20, "pgd_steps": 2}
-    status, said = reproduce("cifar10", **sizes)
+    sizes = {"train_size": 50, "test_size": 20, "check_images": 10, "saliency_size": 20, "width": 20, "epochs": 1}
+    attacks = {"epsilons": [0.0774, 0.2154], "check_epsilons": [0.0774], "check_queries": 2, "pgd_steps": 2}
+    status, said = reproduce(seeds=[0, 1], **sizes, **attacks)
     assert status == 0, said
-    (results,) = (tmp_path / "output").glob("smoke-*/results/beyond_data")
-    for name in ("robustness", "examples", "saliency", "roughness", "levels"):
+    (results,) = (tmp_path / "output").glob("smoke-cifar10-*/results/cifar10")
+    for name in ("robustness", "examples", "saliency", "roughness"):
         assert (results / f"{name}.png").stat().st_size > 0
     assert "CIFAR-10 test images" in (results / "robustness.html").read_text()
-    assert "bird, cat, deer, dog, frog, horse" in (results / "levels.html").read_text()
+    curves = pd.read_csv(results / "curves_by_seed.csv")
+    assert set(curves["images"]) == {20}
+    assert set(zip(curves["beta"], curves["seed"], strict=True)) == set(itertools.product((0.0, 0.1), (0, 1)))

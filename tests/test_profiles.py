@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import TypeAdapter
 
-from isorepro import cli, data, paths, profiles
+from isorepro import cli, data, parameters, paths, profiles
 from isorepro.errors import InputError
 
 EVERY = [(notebook, name) for notebook in profiles.notebook_names() for name in profiles.parameters(notebook)]
@@ -78,12 +78,14 @@ def test_what_makes_no_sense_is_refused_by_the_annotation_alone(notebook: str, n
         assert "\n" not in told
 
 
-@pytest.mark.parametrize("name", ["mnist", "mnist_validation", "linked_rings", "torus", "two_moons"])
+@pytest.mark.parametrize(
+    "name", ["mnist", "mnist_validation", "linked_rings", "torus", "paper_torus", "paper_torus_16", "two_moons"]
+)
 def test_sizes_that_are_allowed_are_those_of_the_data(name: str) -> None:
     dataset = data.load(name)
     parts: dict[Any, Any] = {"train": dataset.train_labels, "test": dataset.test_labels}
     for part, labels in parts.items():
-        rule: TypeAdapter[Any] = TypeAdapter(Annotated[int, profiles.subset(name, part)])
+        rule: TypeAdapter[Any] = TypeAdapter(Annotated[int, parameters.subset(name, part)])
         few, all_ = len(dataset.classes), len(labels)
         for size in (0, few - 1, few, all_ - few, all_ - few + 1, all_ - 1, all_, all_ + 1):
             refused = []
@@ -105,7 +107,7 @@ ACROSS = [
         {"near": 0.6},
         r"far \(Share\): must be such that near \+ far <= 1 \(near = 0.6\), not 0.5",
     ),
-    ("beyond_data", {"dataset": "cifar10", "train_size": 55_000}, r"train_size .*or all 50000, not 55000"),
+    ("cifar10", {"train_size": 55_000}, r"train_size .*or all 50000, not 55000"),
     ("beyond_methods", {"settings": {"CE": {}}}, r"settings .*'local isometry'"),
     ("beyond_corruptions", {"trained_on": ["shear"]}, "unknown corruption to train on 'shear': allowed are Gauss"),
     ("torus", {"nearest": 160}, r"nearest < \(train_size or 1600\) \(train_size = 160\)"),
@@ -120,11 +122,25 @@ def test_what_parameters_ask_of_each_other_is_refused_before_anything_runs(
         profiles.plan("smoke", [notebook], given)
 
 
+@pytest.mark.parametrize("profile", profiles.profile_names())
+def test_cifar10_runs_when_it_is_named_alone_as_the_paper_trains_it(profile: str) -> None:
+    assert "cifar10" not in profiles.plan(profile).notebooks
+    planned = profiles.plan(profile, ["cifar10"])
+    # No table of it lies among those of the profile, which verify compares.
+    assert planned.folder.name == f"{profile}-cifar10"
+    assert not planned.whole
+    paper = {"K": 1, "epochs": 10, "width": 1000, "depth": 2, "betas": [0.0, 0.1], "train_size": None}
+    assert paper.items() <= planned.notebooks["cifar10"].items()
+    every = [*profiles.plan(profile).notebooks]
+    assert profiles.plan(profile, every).whole
+    assert not profiles.plan(profile, [*every, "cifar10"]).whole
+
+
 def test_the_commands_of_the_readme_are_allowed() -> None:
     lines = re.findall(
         r"^\.venv/bin/isorepro reproduce .*-p.*$", (paths.ROOT / "README.md").read_text(), re.MULTILINE
     )
-    assert len(lines) == 3
+    assert len(lines) == 2
     for line in lines:
         words = shlex.split(line, comments=True)
         only = [name for option, name in pairwise(words) if option == "--only"]

@@ -262,6 +262,52 @@ def test_an_accuracy_may_differ_by_one_image(flipped: int, verdict: str) -> None
     assert verdicts(known, run.assign(value=flipped / 200)) == [verdict]
 
 
+def searched(seed: int) -> pd.DataFrame:
+    """Accuracies of one seed of published networks, as of a search, and how many images they are of."""
+    clean = paper("beyond_methods/accuracy").rename(columns={"clean": "value"})
+    clean = clean.assign(measure="clean", images=10_000)
+    curves = paper("beyond_methods/curves").query("epsilon > 0").rename(columns={"accuracy": "value"})
+    robust = curves.assign(measure=curves["norm"], images=curves["norm"].map({"L∞": 100, "L2": 500}))
+    table = pd.concat([clean, robust])
+    return table[table["seed"] == seed].assign(seed=0)
+
+
+def test_single_networks_trained_otherwise_stay_within_and_one_that_is_really_wrong_is_caught() -> None:
+    drawn = [searched(seed) for seed in SEEDS]
+    for known, run in itertools.permutations(drawn, 2):
+        assert reference.MOVED not in verdicts(known, run)
+    known = drawn[0].reset_index(drop=True)
+    for measure, setting, shift in (("clean", "CE", -0.02), ("clean", "noise", 0.02), ("L2", "TRADES", -0.2)):
+        hit = (known["measure"] == measure) & (known["setting"] == setting) & ~(known["epsilon"] > 1)
+        wrong = known.assign(value=known["value"] + shift * hit)
+        assert verdicts(known, wrong).count(reference.MOVED) == hit.sum() >= 1
+    # None of them right, and one of them is.
+    nothing = one([0.0], images=1000)
+    assert verdicts(nothing, nothing.assign(value=0.001)) == [reference.WITHIN]
+
+
+def times(seconds: list[float], *factors: float) -> pd.DataFrame:
+    """Processor seconds of single trainings, each times its factor."""
+    taken = [a * b for a, b in zip(seconds, factors or [1.0] * len(seconds), strict=True)]
+    names = [f"method {number}" for number, _ in enumerate(seconds)]
+    return pd.DataFrame({"setting": names, "seed": 0, reference.TIME: taken})
+
+
+@pytest.mark.parametrize("speed", [0.4, 1.0, 2.1])
+def test_of_times_what_one_training_costs_more_than_others_is_compared_and_no_machines_speed(speed: float) -> None:
+    seconds = [5.0, 14.0, 20.0, 30.0, 48.0]
+    known, slower = times(seconds), [speed * taken for taken in seconds]
+    assert reference.MOVED not in verdicts(known, times(slower))
+    assert reference.MOVED not in verdicts(known, times(slower, 1.25, 0.8, 1, 0.8, 1.25))
+    for number in range(5):
+        doubled = [1.0 + (place == number) for place in range(5)]
+        # It moves the mean, and with it the others, by less than they may.
+        expected = [reference.MOVED if factor > 1 else reference.WITHIN for factor in doubled]
+        assert verdicts(known, times(slower, *doubled)) == expected
+    # Of trainings that take less than a second a clock tells little.
+    assert reference.MOVED not in verdicts(times([0.1, 0.2, 0.3]), times([0.3, 0.2, 0.1]))
+
+
 def test_measures_of_one_table_only_are_named() -> None:
     known = curves()
     run = known.replace({"beta": {1.0: 2.0}})

@@ -26,6 +26,9 @@ def test_curves_have_every_protocol_attack_and_radius(
     assert table.loc[table["attack"] == CLEAN, "accuracy"].tolist() == pytest.approx([clean, clean])
     pgd = table.loc[table["attack"] == PGD, "accuracy"]
     assert (pgd.diff().dropna() <= 0).all()
+    alone = robustness.curves(trained, epsilons=epsilons, pgd_steps=3, test_size=600, only=[FGSM])
+    whole = table[table["attack"].isin([CLEAN, FGSM])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, whole)
 
 
 def test_examples_are_the_first_of_each_class_and_inside_their_ball(trained: TrainedModel) -> None:

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isorepro import saliency
+from isorepro import attacks, saliency
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, TrainingConfig, train
 
@@ -64,28 +65,40 @@ def test_maps_of_a_linear_network_are_its_weights() -> None:
 
 
 def test_a_maps_sign_and_place_are_those_of_finite_differences(trained: TrainedModel) -> None:
-    table = saliency.examples(trained)
-    assert table["label"].tolist() == list("0123456789")
-    assert np.array(table["saliency"].tolist()).shape == (10, 28, 28)
-    image = torch.tensor(table["pixels"].iloc[7])[None].double()
+    table = saliency.examples(trained, epsilon=0.2, pgd_steps=10)
+    assert table["label"].tolist() == 2 * list("0123456789")
+    assert np.array(table["saliency"].tolist()).shape == (20, 28, 28)
     model = copy.deepcopy(trained.model).double()
-    (found,) = saliency.maps(model, image[None], torch.tensor([7]))
-    row, column = divmod(int(found.abs().argmax()), 28)
-    moved = torch.zeros_like(image)
-    moved[0, row, column] = 1e-6
-    change = (model((image + moved)[None]) - model((image - moved)[None]))[0, 7].item() / 2e-6
-    assert found[row, column].item() == pytest.approx(change, rel=1e-5)
-    shown = table["saliency"].iloc[7][row][column]
-    assert shown == pytest.approx(np.sign(change), abs=1e-3)
+    for place in (7, 17):
+        image = torch.tensor(table["pixels"].iloc[place])[None].double()
+        (found,) = saliency.maps(model, image[None], torch.tensor([7]))
+        row, column = divmod(int(found.abs().argmax()), 28)
+        moved = torch.zeros_like(image)
+        moved[0, row, column] = 1e-6
+        change = (model((image + moved)[None]) - model((image - moved)[None]))[0, 7].item() / 2e-6
+        assert found[row, column].item() == pytest.approx(change, rel=1e-5)
+        shown = table["saliency"].iloc[place][row][column]
+        assert shown == pytest.approx(np.sign(change), abs=1e-3)
+    clean, attacked = (np.array(table["pixels"].tolist())[part] for part in (slice(10), slice(10, 20)))
+    assert 0 < np.abs(attacked - clean).max() <= 0.2 + 1e-6
+    right = table["predicted"] == table["label"]
+    assert right[10:].sum() < right[:10].sum()
 
 
 def test_measures_are_means_over_the_test_images_and_leave_vanished_maps_out(
     trained: TrainedModel, images_and_labels: tuple[Tensor, Tensor]
 ) -> None:
     images, labels = images_and_labels
-    table = saliency.measures(trained, test_size=600).set_index(["of", "measure"])["value"]
-    for of in ("loss", "logit"):
-        maps = saliency.maps(trained.model, images, labels, of=of)
+    attack = {"epsilon": 0.1, "pgd_steps": 5}
+    keys = ["attack", "epsilon", "of", "measure"]
+    both = saliency.measures(trained, **attack, test_size=600).set_index(keys)["value"].sort_index()
+    inputs = {
+        ("no attack", 0.0): images,
+        ("PGD", 0.1): attacks.pgd(trained.model, images, labels, epsilon=0.1, steps=5),
+    }
+    for case, of in itertools.product(inputs, ("loss", "logit")):
+        table = both[case]
+        maps = saliency.maps(trained.model, inputs[case], labels, of=of)
         by_scipy = [
             np.abs(scipy.ndimage.laplace(map)).mean() / np.abs(map).mean()
             for map in maps.double().numpy()
@@ -99,7 +112,8 @@ def test_measures_are_means_over_the_test_images_and_leave_vanished_maps_out(
         for part in model.heads.parameters():
             part.mul_(1e4)
     very_sure = replace(trained, model=model)
-    sure = saliency.measures(very_sure, test_size=600).set_index(["of", "measure"])["value"]
+    of_sure = saliency.measures(very_sure, **attack, test_size=600).set_index(keys)["value"].sort_index()
+    sure, table = of_sure["no attack", 0.0], both["no attack", 0.0]
     assert sure["loss", "vanished"] > 0.5
     assert sure["logit", "vanished"] == 0
     assert sure["logit", "roughness"] == pytest.approx(table["logit", "roughness"], rel=1e-3)
@@ -108,4 +122,4 @@ def test_measures_are_means_over_the_test_images_and_leave_vanished_maps_out(
 def test_points_that_are_no_images_are_refused() -> None:
     rings = train(TrainingConfig(dataset="linked_rings", epochs=1, width=5, depth=1, device="cpu"))
     with pytest.raises(InputError, match=r"saliency: needs images, .* not \(400, 3\)"):
-        saliency.measures(rings)
+        saliency.measures(rings, epsilon=0.1)

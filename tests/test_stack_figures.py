@@ -159,6 +159,18 @@ def test_measures_of_levels_have_a_row_per_measure_and_a_column_per_kind_of_poin
         assert len({axes.get_ylim() for axes in figure.axes[3 * row : 3 * row + 3]}) == 1
 
 
+def test_measures_of_levels_may_have_a_line_for_each_name() -> None:
+    rows = list(itertools.product(["accuracy"], KINDS, ("paper", "other"), (1, 2)))
+    table = seeded_summary(rows, ["measure", "points", "variant", "level"])
+    with style.house_style():
+        figure = stack_plots.level_measures(table, labels={"accuracy": "accuracy"}, limits={}, by="variant")
+    assert legend(figure) == list(table["variant"].drop_duplicates())
+    for axes, kind in zip(figure.axes, KINDS, strict=True):
+        for name, line in drawn(axes).items():
+            of_line = table[(table["points"] == kind) & (table["variant"] == name)].sort_values("level")
+            np.testing.assert_allclose(line.get_xydata(), of_line[["level", "mean"]])
+
+
 @WIDTHS
 def test_readouts_have_a_row_per_measure_and_a_column_per_level(narrow: bool) -> None:
     labels = {"scaled_stress": "scaled stress", "probe_accuracy": "probe accuracy"}
@@ -342,6 +354,15 @@ def test_curves_of_levels_have_flat_networks_at_the_finest_level_only(narrow: bo
         assert set(chance.get_ydata()) == {chances[level - 1]}
         assert axes.get_xscale() == "log"
         assert axes.get_ylim() == (-0.02, 1.02)
+
+
+def test_curves_of_networks_built_alike_have_a_colour_for_each_weight() -> None:
+    betas = [0.0, 1.0, 1e4, 1e8]
+    table = attacked([("stack", beta, 1) for beta in betas], ["network", "beta", "level"], [0.01, 0.2])
+    with style.house_style():
+        figure = stack_plots.level_curves(table, attacks=ATTACKS, chances=[0.1])
+    assert legend(figure) == ["CE", *(tables.beta_name(beta) for beta in betas[1:])]
+    assert len({line.get_color() for line in drawn(figure.axes[0]).values()}) == len(betas)
 
 
 TREES = {"given": "given tree", "learnt": "learnt tree", "random": "random tree"}

@@ -44,6 +44,14 @@ def torus() -> TrainedModel:
     )
 
 
+@pytest.fixture(scope="module", params=[("torus", 0), ("paper_torus", 1)], ids=["axis", "tube"])
+def cut_surface(request: pytest.FixtureRequest, torus: TrainedModel) -> tuple[TrainedModel, int]:
+    """A stack on each torus, and the place of the angle along which its pieces follow each other."""
+    name, cut = request.param
+    known = torus.config.model_dump()
+    return (torus if name == known["dataset"] else train(TrainingConfig(**known | {"dataset": name}))), cut
+
+
 @pytest.fixture(scope="module")
 def digits() -> TrainedModel:
     """A stack of three levels on digits, good enough for attacks to be told apart."""
@@ -153,25 +161,34 @@ def test_readouts_at_the_end_of_a_block_measure_what_the_stack_trains_there(toru
     assert set(every_layer["level"]) == {1}
 
 
-def test_distance_matrices_are_of_points_in_order_along_the_surface(torus: TrainedModel) -> None:
-    table = stacks.distance_matrices(torus, points=16)
-    dataset = data.load("torus", seed=2)
+def test_distance_matrices_are_of_points_in_order_of_the_angle_that_is_cut(
+    cut_surface: tuple[TrainedModel, int],
+) -> None:
+    trained, cut = cut_surface
+    table = stacks.distance_matrices(trained, points=16)
+    dataset = data.load(trained.config.dataset, seed=2)
     angles = dataset.test_coordinates
     assert angles is not None
     step = 2 * math.pi / 40
-    order = sorted(range(1600), key=lambda i: (round(angles[i, 0].item() / step) % 40, angles[i, 1].item()))
+    order = sorted(
+        range(1600), key=lambda i: (round(angles[i, cut].item() / step) % 40, angles[i, 1 - cut].item())
+    )
     chosen = [order[round(k * 1599 / 15)] for k in range(16)]
     x = dataset.test_inputs[chosen]
-    clouds = [x, *(3.0 * mapped.detach() for mapped, _ in torus.model.levels(x))]
+    clouds = [x, *(3.0 * mapped.detach() for mapped, _ in trained.model.levels(x))]
     pieces = group_of([HALVES, QUARTERS], dataset.test_labels[chosen])
     assert len(table) == 4 * 16**2
+    # Each piece is one run, so that the cuts of a level are one fewer than its pieces.
+    for level, count in enumerate((8, 2, 4, 8)):
+        of_row = table[table["level"] == level].drop_duplicates("row")["piece"].tolist()
+        assert [piece for piece, _ in itertools.groupby(of_row)] == list(range(1, count + 1))
     for row in table.itertuples():
         cloud = clouds[row.level].double()
         distance = math.dist(cloud[row.row].tolist(), cloud[row.column].tolist())
         assert row.distance == pytest.approx(distance, rel=1e-4, abs=1e-6)
         assert row.piece == pieces[row.level - 1 if row.level else 2][row.row] + 1
     with pytest.raises(InputError, match="points: must be from 2 to 1600, not 1601"):
-        stacks.distance_matrices(torus, points=1601)
+        stacks.distance_matrices(trained, points=1601)
 
 
 def test_surfaces_only_have_distance_matrices(digits: TrainedModel) -> None:
@@ -643,16 +660,16 @@ def test_spaces_of_levels_keep_distances_of_three_dimensions_and_name_points_by_
             torch.testing.assert_close(found.double(), torch.cdist(cloud, cloud), rtol=0, atol=1e-3)
 
 
-def test_planes_of_pieces_are_of_the_first_piece_away_from_cuts(torus: TrainedModel) -> None:
-    nearest = 4
-    table = stacks.piece_planes(torus, nearest=nearest)
-    dataset = data.load("torus", train_size=400, seed=2)
+def test_planes_of_pieces_are_of_the_first_piece_away_from_cuts(cut_surface: tuple[TrainedModel, int]) -> None:
+    (trained, cut), nearest = cut_surface, 4
+    table = stacks.piece_planes(trained, nearest=nearest)
+    dataset = data.load(trained.config.dataset, train_size=400, seed=2)
     labels, known = (group_of([HALVES, QUARTERS], y) for y in (dataset.test_labels, dataset.train_labels))
     near = NearestNeighbors(n_neighbors=nearest).fit(dataset.train_inputs.numpy())
     around = near.kneighbors(dataset.test_inputs.numpy(), return_distance=False)
     angles = dataset.test_coordinates
     assert angles is not None
-    for level, (mapped, _) in enumerate(torus.model.levels(dataset.test_inputs)):
+    for level, (mapped, _) in enumerate(trained.model.levels(dataset.test_inputs)):
         members = [
             i for i, others in enumerate(around)
             if labels[level][i] == 0 and all(known[level][k] == 0 for k in others)
@@ -660,7 +677,7 @@ def test_planes_of_pieces_are_of_the_first_piece_away_from_cuts(torus: TrainedMo
         clouds = {False: dataset.test_inputs, True: 3.0 * mapped.detach()}
         for is_mapped, cloud in clouds.items():
             rows = table[(table["level"] == level + 1) & (table["mapped"] == is_mapped)]
-            np.testing.assert_allclose(rows["angle"], angles[members, 1], rtol=1e-6)
+            np.testing.assert_allclose(rows["angle"], angles[members, 1 - cut], rtol=1e-6)
             own = cloud[members].double().numpy()
             spreads = np.linalg.svd(own - own.mean(0), compute_uv=False)[:2]
             xy = rows[["x", "y"]].to_numpy()

@@ -59,6 +59,15 @@ def test_over_seeds_has_one_row_per_setting_in_order_and_clips_its_interval() ->
     assert tuple(summary.iloc[3][["mean", "low"]]) == pytest.approx(stats.seed_interval(group)[:2])
 
 
+def test_a_seed_is_not_counted_twice() -> None:
+    twice = pd.concat([table().assign(K=10.0), table().query("beta == 1").assign(K=1.0)])
+    assert (stats.over_seeds(twice, "accuracy", ["beta", "K", "epsilon"])["seeds"] == 4).all()
+    with pytest.raises(
+        InputError, match=r"accuracy: a seed has several rows with beta = 1.0, epsilon = 0.1: tell"
+    ):
+        stats.over_seeds(twice, "accuracy", ["beta", "epsilon"])
+
+
 def test_paired_differences_equal_scipys_paired_test() -> None:
     differences = stats.paired_differences(table(), "accuracy", ["epsilon"], "beta", 0.0)
     wide = table().query("epsilon == 0.1").pivot(index="seed", columns="beta", values="accuracy")

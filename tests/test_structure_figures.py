@@ -112,6 +112,21 @@ def test_training_curves_draw_each_measure_on_a_log_axis(narrow: bool) -> None:
         assert 0 < low < of_measure.min() <= of_measure.max() < high
 
 
+def test_training_curves_of_names_have_a_line_for_each_and_a_reference() -> None:
+    rows = list(itertools.product(("a", "b"), ("one", "other"), (0, 100)))
+    table = seeded_summary(rows, ["measure", "variant", "epoch"])
+    with style.house_style():
+        figure = structure_plots.training_curves(
+            table, labels={"a": "A", "b": "B"}, by="variant", references={"b": 0.3}
+        )
+    for axes, measure in enumerate(("a", "b")):
+        for name in ("one", "other"):
+            expected = table[(table["measure"] == measure) & (table["variant"] == name)]
+            np.testing.assert_allclose(drawn(figure, axes)[name], expected[["epoch", "mean"]])
+        unnamed = [line for line in figure.axes[axes].lines if str(line.get_label()).startswith("_")]
+        assert [set(line.get_ydata()) for line in unnamed] == ([{0.3}] if measure == "b" else [])
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 def test_stretch_maps_show_the_logarithm_of_the_stretch_and_the_boundary(narrow: bool) -> None:
     x, y = np.meshgrid(np.linspace(0, 1, 5), np.linspace(0, 2, 4))
