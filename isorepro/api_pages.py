@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "corruptions",
         ),
     ),
-    "Many networks": ("cluster", "sweep"),
+    "Many networks": ("project", "cluster", "store", "computing", "sweep"),
     "Figures and tables": (
         *("style", "tables", "panels", "plots", "structure_plots", "stack_plots", "method_plots", "scenes"),
         *("explorables", "results"),
@@ -42,6 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Runs, the book and the command line": (
         *(
             "profiles",
+            "parameters",
             "provenance",
             "runner",
             "reference",

@@ -160,9 +160,10 @@ def test_modules_import_only_what_lies_below_them() -> None:
     order += ["models", "methods"]
     order += ["training", "attacks", "robustness", "saliency", "geometry", "structure", "dynamics", "boundary"]
     order += ["stacks", "released", "ensemble", "comparison", "health", "corruptions"]
-    order += ["cluster", "sweep", "style", "tables", "panels", "plots", "structure_plots", "stack_plots"]
-    order += ["method_plots", "scenes", "explorables", "results", "profiles", "provenance", "runner", "reference"]
-    order += ["claim_pages", "api_pages", "lineage", "speed", "book", "cli"]
+    order += ["project", "cluster", "store", "computing", "sweep", "style", "tables", "panels", "plots"]
+    order += ["structure_plots", "stack_plots"]
+    order += ["method_plots", "scenes", "explorables", "results", "profiles", "parameters", "provenance", "runner"]
+    order += ["reference", "claim_pages", "api_pages", "lineage", "speed", "book", "cli"]
     modules = {path.stem: path for path in (ROOT / "isorepro").glob("*.py") if path.stem != "__init__"}
     assert set(order) == set(modules)
     assert order == [name for group in api_pages.GROUPS.values() for name in group]
