@@ -22,7 +22,10 @@ from isorepro.errors import Count as Count
 from isorepro.errors import InputError, NotNegative, Positive, first_fault, unknown
 
 NOTEBOOKS = paths.ROOT / "notebooks"
+"""The folder of the notebooks."""
+
 PROFILES = NOTEBOOKS / "profiles"
+"""The folder of the profiles."""
 
 Value = TypeVar("Value")
 

@@ -300,7 +300,7 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
 
 
 ABOUT_RUNNING = (
-    *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "api_pages", "lineage", "speed"),
+    *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "lineage", "speed"),
     *("book", "cli"),
 )
 """Modules that change no result of a notebook."""

@@ -72,6 +72,7 @@ _TRAINING = train.__module__
 NUMERICAL_LIBRARIES = (
     *("gudhi", "numpy", "POT", "pyautoattack", "scikit-learn", "scipy", "torch", "torchvision", "umap-learn"),
 )
+"""Libraries whose version can change a result: part of every key."""
 
 
 def grid(base: TrainingConfig, **values: Sequence[Any]) -> list[TrainingConfig]:
