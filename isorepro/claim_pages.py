@@ -10,6 +10,7 @@ from isorepro import claims, paths
 from isorepro.claims import Claim, Ledger, Statement
 
 Row = dict[str, Any]
+"""A row of a table, by column."""
 
 _CLASSES = {
     claims.HOLDS: "holds",

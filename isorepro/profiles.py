@@ -24,7 +24,10 @@ from isorepro.errors import InputError, Positive, first_fault, unknown
 from isorepro.project import project
 
 NOTEBOOKS = paths.ROOT / "notebooks"
+"""The folder of the notebooks."""
+
 PROFILES = NOTEBOOKS / "profiles"
+"""The folder of the profiles."""
 
 Value = TypeVar("Value")
 

@@ -18,6 +18,8 @@ from isorepro.project import computing
 from isorepro.results import Results
 
 CRATE = "ro-crate-metadata.json"
+"""Name of the file that describes a run."""
+
 UNKNOWN = "unknown"
 """What is told where the system or git, when asked, gives no answer."""
 

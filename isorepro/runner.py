@@ -308,7 +308,6 @@ ABOUT_RUNNING = (
         "reference",
         "claims",
         "claim_pages",
-        "api_pages",
         "lineage",
         "speed",
     ),
