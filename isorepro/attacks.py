@@ -379,15 +379,15 @@ def local_isometry_pgd(
         Adversarial images within the bounds and within ε of ``images``, same shape.
 
     Raises:
-        InputError: as for :func:`pgd`, a model that is no :class:`isorepro.models.Stack`, or a layer that it does
-            not have.
+        InputError: as for :func:`pgd`; a hidden layer of a model that is no :class:`isorepro.models.Stack`, or
+            one that it does not have.
     """
-    if not isinstance(model, Stack):
-        raise InputError(f"local_isometry_pgd: needs a Stack's hidden layers, not {type(model).__name__}")
 
     def h(points: Tensor) -> Tensor:
         if layer == -1:
             return class_logits(model, points)
+        if not isinstance(model, Stack):
+            raise InputError(f"local_isometry_pgd: needs a Stack's hidden layers, not {type(model).__name__}")
         return model.hidden(points, len(model.reads) - 1, back=layer)
 
     fixed = h(images)

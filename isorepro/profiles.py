@@ -81,8 +81,11 @@ def accepted(ask: Callable[[Any], object]) -> AfterValidator:
 
 
 NOT_EMPTY = rule(bool, "not be empty")
+"""Demands that a list hold something."""
 DIFFERENT = rule(lambda values: len({*values}) == len(values), "not hold a value twice")
+"""Demands that no two values of a list be equal."""
 RISING = rule(lambda values: values == sorted({*values}), "increase from each to the next")
+"""Demands that each value of a list be larger than the one before."""
 
 Whole = Annotated[int, Field(ge=0, description="a whole number from 0 on")]
 Several = Annotated[int, Field(ge=2, description="a whole number from 2 on")]

@@ -201,6 +201,7 @@ def test_a_worker_that_would_compute_something_else_is_refused_before_and_in_a_s
     machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = Path(shutil.copytree(paths.ROOT / "isorepro", tmp_path / "isorepro"))
+    shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
     text = (package / "losses.py").read_text()
     assert "mse_loss(d_h, d_x" in text
     (package / "losses.py").write_text(text.replace("mse_loss(d_h, d_x", "mse_loss(d_h, 1 * d_x"))

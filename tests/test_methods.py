@@ -19,7 +19,7 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from isorepro import attacks, data, ensemble, methods, structure, sweep
+from isorepro import attacks, data, ensemble, methods, store, structure, sweep
 from isorepro.errors import InputError
 from isorepro.methods import METHODS, Batch, Clean, Course, Method
 from isorepro.models import Stack
@@ -775,8 +775,8 @@ def test_a_sweep_of_methods_is_trained_in_workers_kept_and_told_apart(
     here = [train(config) for config in configs]
     # New workers, as if every task took longer than they take to start.
     joblib.externals.loky.get_reusable_executor().shutdown()
-    monkeypatch.setattr(sweep, "_workers_run", [])
-    monkeypatch.setattr(sweep, "START_UP", -1.0)
+    monkeypatch.setattr(store, "_workers_run", [])
+    monkeypatch.setattr(store, "START_UP", -1.0)
     models = sweep.train_all(configs, jobs=2)
     assert all(map(same, models, here))
     kept = sweep.train_all(configs, jobs=2)

@@ -705,7 +705,7 @@ EPYC = {
     **{"mnist_robustness": 221.9, "beyond_corruptions": 206, "rings": 41.9, "mnist_explorer": 23.8},
 }
 COSTS = {
-    profile: runner._expected_seconds(profiles.Plan(profile, Path(), {}), profiles.notebook_names())
+    profile: runner._expected_seconds(profiles.Plan(profile, Path(), {}), profiles.plan(profile).notebooks)
     for profile in ("smoke", "quick")
 }
 KEPT = {"torus": 23.9, "beyond_methods": 20, "mnist_hierarchy": 20.1, "evaluation_health": 20, "beyond_search": 18}
