@@ -300,17 +300,7 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
 
 
 ABOUT_RUNNING = (
-    *(
-        "parameters",
-        "profiles",
-        "provenance",
-        "runner",
-        "reference",
-        "claims",
-        "claim_pages",
-        "lineage",
-        "speed",
-    ),
+    *("parameters", "profiles", "provenance", "runner", "reference", "claims", "claim_pages", "lineage", "speed"),
     *("book", "cli"),
 )
 """Modules that change no result of a notebook."""
