@@ -82,23 +82,13 @@ def test_every_statement_names_a_notebook_and_is_tested_by_the_published_run() -
     tests = {found.id: found.test for claim in ledger.claims for found in claim.statements if found.test}
     assert {test.notebook for test in tests.values()} <= set(profiles.notebook_names())
     judged = claims.verdicts(ledger, claims.PUBLISHED).set_index("statement", drop=False)
-    # What came after the published run, and waits for the next one: whole tables, and rows of two of them.
-    later = {
-        ("K", 1.0, "mnist_robustness/curves_by_seed"),
-        ("dataset", "paper_torus", "decision_boundary/comparison_by_seed"),
-    }
-    awaited = [
-        name
-        for name, test in tests.items()
-        if not (claims.PUBLISHED / f"{test.table}.csv").is_file()
-        or {(*each, test.table) for each in (test.select | test.setting).items()} & later
-    ]
-    assert [name for name in tests if not judged["seeds"][name]] == awaited
+    assert judged["seeds"][list(tests)].gt(0).all()
     # Which of them a rule keeps from a verdict.
     kept = judged[judged["why"] != ""].groupby("why")["statement"].agg(list).to_dict()
     assert kept == {
         "not tested at this radius: both sides are below 1 %": ["C1.7", "C1.11"],
         "too few points within 0.25: mean near distance 0.420": ["C4.4", "C4.5"],
+        "too few points beyond 0.25: mean far distance 0.036": ["C4.7", "C4.8"],
     }
     # Nothing is said twice: what is the same in other words, such as another protocol without an attack, is a test
     # with the same numbers.

@@ -144,22 +144,8 @@ def test_a_measure_that_hardly_spreads_is_not_judged_by_what_spreads_much() -> N
     assert verdicts(known, moved) == [reference.MOVED, *[reference.IDENTICAL] * 3]
 
 
-PHASE = ["form", "beta", "K", "attack"]
-ALIKE = ("raw", 19.306977, 1.930698, "FGSM")
-
-
 def paper(table: str) -> pd.DataFrame:
     return pd.read_csv(reference.REFERENCE / f"paper/{table}_by_seed.csv")
-
-
-@pytest.mark.parametrize("run", [0.9128, 0.8])
-def test_two_seeds_that_are_alike_by_luck_are_judged_by_comparable_networks(run: float) -> None:
-    table = paper("torus/phase")
-    alike = (table[PHASE] == ALIKE).all(axis=1)
-    assert alike.sum() == 2
-    known, again = (table.assign(value=table["value"].mask(alike, value)) for value in (0.9075, run))
-    compared = reference.compare_tables(known, again).query("verdict != 'identical'")
-    assert compared["verdict"].tolist() == [reference.WITHIN if run > 0.9 else reference.MOVED]
 
 
 @pytest.mark.parametrize(("level", "verdict"), [(0.9, reference.MOVED), (0.4, reference.WITHIN)])
@@ -188,6 +174,16 @@ def phase_map(draw: int) -> pd.DataFrame:
 def test_hardly_any_network_of_an_honest_run_moves_even_if_none_is_the_same_again() -> None:
     found = [verdict for draw in range(0, 80, 2) for verdict in verdicts(phase_map(draw), phase_map(draw + 1))]
     assert 300 * found.count(reference.MOVED) < len(found) == 2560
+
+
+@pytest.mark.parametrize("run", [0.9128, 0.8])
+def test_two_seeds_that_are_alike_by_luck_are_judged_by_comparable_networks(run: float) -> None:
+    # Published once: two seeds with the same accuracy, .9075; an honest run on another processor gave .9128.
+    table = phase_map(0)
+    alike = table["beta"] == 60
+    known, again = (table.assign(value=table["value"].mask(alike, value)) for value in (0.9075, run))
+    compared = reference.compare_tables(known, again).query("verdict != 'identical'")
+    assert compared["verdict"].tolist() == [reference.WITHIN if run > 0.9 else reference.MOVED]
 
 
 def next_of(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
@@ -220,8 +216,8 @@ def two_points_less(table: pd.DataFrame) -> pd.DataFrame:
         ("mnist_robustness/curves", two_points_less, 65),
         ("beyond_corruptions/accuracies", two_points_less, 100),
         ("mnist_structure/measures", next_of("beta"), 80),
-        ("torus/phase", next_of("beta"), 20),
-        ("torus/phase", next_of("K"), 45),
+        # Two seeds that differ much, and accuracies near chance.
+        ("torus/phase", next_of("K"), 10),
         ("torus/measures", next_of("beta"), 40),
     ],
 )
