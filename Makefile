@@ -23,7 +23,7 @@ book: reproduce
 
 test: $(VENV)/.run
 	@echo "== running the tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 serve: $(VENV)/.run
 	@test -f _output/$(PROFILE)/book/index.html || { echo "error: no book for '$(PROFILE)' yet; run: make reproduce PROFILE=$(PROFILE)"; exit 1; }

@@ -35,7 +35,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from isorepro import attacks, data, ensemble, hierarchy, paths, provenance, speed, sweep
+from isorepro import attacks, data, ensemble, hierarchy, paths, provenance, speed, store, sweep
 from isorepro import profiles as runs
 from isorepro.losses import (
     ClassBlocks,
@@ -332,14 +332,14 @@ def by_processors() -> Iterator[Rows]:
 
         return run
 
-    counts = [2**power for power in range(sweep.default_jobs().bit_length())]
+    counts = [2**power for power in range(store.default_jobs().bit_length())]
     with tempfile.TemporaryDirectory() as folder, _output_in(folder):
         for jobs in counts:
             yield in_turn(speed.BY_PROCESSORS, {OURS: training(jobs)}, 3, units=networks, size=jobs)
 
 
 def profiles() -> Iterator[Rows]:
-    jobs = sweep.default_jobs()
+    jobs = store.default_jobs()
     for profile, ways in (
         ("smoke", {"one processor": 1, OURS: jobs, "again": jobs}),
         ("quick", {OURS: jobs, "again": jobs}),
@@ -422,7 +422,7 @@ def main() -> None:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": provenance.version_of(provenance.commit(), provenance.uncommitted_changes()),
         "processor": provenance.processor(),
-        "processors": sweep.default_jobs(),
+        "processors": store.default_jobs(),
         "system": platform.platform(),
         "torch": torch.__version__,
         "load_before": round(load, 2),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isorepro.errors import InputError
-from isorepro.losses import Form, isometry, pairwise_distances
+from isorepro.losses import Form, isometry, local_isometry, pairwise_distances
 from isorepro.models import Stack, class_logits, evaluated, frozen
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -347,6 +347,68 @@ def pgd(
         if left:
             standing = standing[correct_predictions(model, point, label)]
     return result
+
+
+@evaluated
+@torch.no_grad()
+def local_isometry_pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    beta: float,
+    K: float,
+    layer: int = 0,
+    target: int = 1,
+    steps: int = 40,
+    seed: int = 0,
+    bounds: tuple[float, float] = PIXELS,
+) -> Tensor:
+    """:func:`pgd` on what training by :func:`isorepro.methods.local_isometry` minimises.
+
+    It ascends cross-entropy + β·(K·‖h(x + δ) − h(x)‖ − target·‖δ‖)² of each image. An image that was fooled on the
+    way goes on, so that only the last point counts.
+
+    Args:
+        model, images, labels, epsilon, steps, seed, bounds: as for :func:`pgd`.
+        beta, K, layer, target: of the training. Since steps are signs, a large β leaves the penalty alone; with
+            target 0 that is ‖h(x + δ) − h(x)‖, which the training's own steps ascend.
+
+    Returns:
+        Adversarial images within the bounds and within ε of ``images``, same shape.
+
+    Raises:
+        InputError: as for :func:`pgd`; a hidden layer of a model that is no :class:`isorepro.models.Stack`, or
+            one that it does not have.
+    """
+
+    def h(points: Tensor) -> Tensor:
+        if layer == -1:
+            return class_logits(model, points)
+        if not isinstance(model, Stack):
+            raise InputError(f"local_isometry_pgd: needs a Stack's hidden layers, not {type(model).__name__}")
+        return model.hidden(points, len(model.reads) - 1, back=layer)
+
+    fixed = h(images)
+
+    def objective(model: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        entropy, logits = cross_entropy(model, points, labels)
+        # The penalty is a mean over the images, the objective a sum.
+        weight = beta * len(points)
+        return entropy + local_isometry(fixed, h(points), target * (points - images), beta=weight, K=K), logits
+
+    return pgd(
+        *(model, images, labels),
+        epsilon=epsilon,
+        steps=steps,
+        seed=seed,
+        objective=objective,
+        # All images at once and to the end, since each is compared with where it started.
+        batch_size=max(1, len(images)),
+        stop_when_fooled=False,
+        bounds=bounds,
+    )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from isorepro import api_pages, claim_pages, lineage, paths, provenance
+from isorepro import claim_pages, lineage, paths, provenance
 from isorepro.errors import InputError, NotebookError, ended
 from isorepro.profiles import Plan, parameters
 from isorepro.progress import say, say_left
@@ -24,6 +24,7 @@ from isorepro.runner import alone
 from isorepro.tables import dashed
 
 SOURCES = paths.ROOT / "book"
+"""Pages, extensions and styles of the book."""
 
 REPOSITORY = "ISOREPRO_REPOSITORY"
 """Environment variable: the address of the repository on GitHub, to which the buttons for Binder and Colab lead;
@@ -96,6 +97,7 @@ def assemble(planned: Plan, folder: Path) -> None:
     from isorepro import speed, style  # with matplotlib, which only a build needs
 
     shutil.copytree(SOURCES, folder)
+    # Sphinx imports the library; the copy makes the book new when a docstring changes.
     shutil.copytree(paths.ROOT / "isorepro", folder / "isorepro", ignore=shutil.ignore_patterns("__pycache__"))
     for path in sorted(paths.made(planned.folder)):
         if planned.folder / "results" in path.parents and path.is_file():
@@ -109,7 +111,6 @@ def assemble(planned: Plan, folder: Path) -> None:
         lineage.tell(notebook, page, record, folder / "results" / notebook)
         nbformat.write(_as_page(page, notebook, planned, record), folder / "notebooks" / f"{notebook}.ipynb")
     claim_pages.write(planned.folder / "results", folder)
-    api_pages.write(folder)
     speed.write(folder)
     paths.write_atomically(folder / "_static" / "isorepro-theme.css", style.stylesheet())
     # The results are linked from the pages as files of the site as well.
@@ -161,6 +162,7 @@ def _banner(planned: Plan) -> str:
 
 
 NO_INTERVALS = "There is only one seed, and so there are no intervals."
+"""What is said of a run with a single seed."""
 
 
 def _single(values: Mapping[str, Any]) -> list[str]:

@@ -176,7 +176,7 @@ def profile(
         One row per point: boundary_distance (infinite where no boundary is within reach), stretch_low and
         stretch_high (smallest and largest singular value of the Jacobian of input → representation, restricted
         to the data's tangent space where it is known, times the config's representation_scale; 1 is an
-        isometry), jacobian_error (the larger |stretch − 1| of the two) and local_distortion.
+        isometry), jacobian_error (the larger ``|stretch − 1|`` of the two) and local_distortion.
 
     Raises:
         InputError: a dataset of images, or a number out of range.

@@ -10,6 +10,7 @@ from isorepro import claims, paths
 from isorepro.claims import Claim, Ledger, Statement
 
 Row = dict[str, Any]
+"""A row of a table, by column."""
 
 _CLASSES = {
     claims.HOLDS: "holds",
@@ -55,18 +56,17 @@ def badge(verdict: str) -> str:
 
 
 def glance(ledger: Ledger, judged: pd.DataFrame, summed: pd.DataFrame) -> str:
-    """Return the table of the front page: claim, verdict, where it holds and the numbers behind it, a row each."""
+    """Return the table of the front page: claim, verdict and the numbers behind it, a short row each."""
     rows = []
     for claim, row in zip(ledger.claims, summed.to_dict("records"), strict=True):
         link = f"{{ref}}`{claim.title} <claim-{claim.id.lower()}>`"
-        told = row["told"].removeprefix(row["verdict"]).removeprefix(" – ")
-        numbers = [_unbroken(told)] * bool(told)
+        numbers = []
         for label, text in claims.glance(ledger, claim, judged).items():
             effect, _, interval = text.partition(" (")
             told = f" <span class='isorepro-interval'>({interval}</span>" if interval else ""
             numbers.append(_unbroken(f"{label} **{effect}**{told}"))
         rows.append([link, _badge(row["verdict"]), "\n\n".join(numbers) or "–"])
-    return _table("isorepro-glance", ["Claim", "Verdict", "Where, and the number behind it"], rows)
+    return _table("isorepro-glance", ["Claim", "Verdict", "The number behind it"], rows)
 
 
 def overview(ledger: Ledger, judged: pd.DataFrame, summed: pd.DataFrame) -> str:

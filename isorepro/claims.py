@@ -47,6 +47,8 @@ from isorepro import paths, stats
 from isorepro.errors import Config, InputError
 
 LEDGER = paths.DATA / "reference" / "claims.yml"
+"""The file of the claims."""
+
 PUBLISHED = paths.DATA / "reference" / "paper"
 """The tables of the published run, laid out as a run's results are."""
 
@@ -58,7 +60,10 @@ HOLDS, PARTLY, FAILS, UNDECIDED, UNTESTED, DESCRIBED = (
     "not tested here",
     "description",
 )
+"""The verdicts, and what a statement is that has none."""
+
 SYMBOLS = {HOLDS: "✓", PARTLY: "◐", FAILS: "✕", UNDECIDED: "?", UNTESTED: "○", DESCRIBED: "·"}
+"""Verdict → the symbol shown with it."""
 
 FLOOR = 0.01
 """Share below which two means are too low to be compared."""

@@ -30,6 +30,7 @@ ADDRESS = "ISOREPRO_CLUSTER"
 """Environment variable: the address of the scheduler whose workers compute the sweeps of this process."""
 
 OPTIONS = paths.ROOT / "cluster" / "slurm.yml"
+"""The file of the options for Slurm."""
 
 PATIENCE = 10.0
 """Seconds within which a scheduler must answer."""

@@ -15,7 +15,14 @@ from isorepro.structure import CLOUD
 from isorepro.training import TrainedModel, TrainingConfig, clean_accuracy, dataset_of
 
 # Methods whose name in words is not their key with spaces.
-_TITLES = {"adversarial": "adversarial training", "trades": "TRADES", "jacobian": "Jacobian"}
+_TITLES = {
+    "adversarial": "adversarial training",
+    "trades": "TRADES",
+    "score": "SCORE",
+    "logit_pairing": "adversarial logit pairing",
+    "virtual_adversarial": "virtual adversarial training",
+    "jacobian": "Jacobian",
+}
 
 LINF, L2 = "L∞", "L2"
 """The norms of the attacks."""

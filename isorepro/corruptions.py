@@ -33,10 +33,13 @@ Corruption = Callable[[Tensor, int, Generator], Tensor]
 """A function of images (N, 1, S, S) in [0, 1], a severity from 1 to 5 and a generator, to images like them."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
+"""From barely visible to severe."""
 
 CLEAN = "no corruption"
+"""Name of the test images as they are."""
 
 MEAN = "mean of all"
+"""Name of the mean over the corruptions."""
 
 
 def _amount(severity: int, *amounts: float) -> float:

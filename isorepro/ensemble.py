@@ -26,8 +26,13 @@ from isorepro.robustness import CLEAN, CORRECTED, FGSM, ONE_GRADIENT_PGD, PGD, R
 from isorepro.training import TrainedModel, TrainingConfig, dataset_of, resolve_device
 
 MARGIN_PGD, DLR_PGD, TRAINING_LOSS_PGD = "PGD on the margin", "PGD on DLR", "PGD on the training loss"
+"""Names of PGD on other objectives than the cross-entropy."""
+
 AUTOATTACK, TRANSFER, WORST_CASE = "AutoAttack", "transfer", "worst case"
+"""Names of the ensemble, of examples made on another network, and of the strongest attack on each image."""
+
 UNIFORM_NOISE, GAUSSIAN_NOISE = "uniform noise", "Gaussian noise"
+"""Names of random perturbations."""
 
 ROUNDING = 1e-6
 """What the distance of two images may exceed a radius by, in float32."""
@@ -56,6 +61,7 @@ def gaussian_noise(
 
 
 NOISE: dict[str, Callable[..., Tensor]] = {UNIFORM_NOISE: uniform_noise, GAUSSIAN_NOISE: gaussian_noise}
+"""Name → random perturbation of images."""
 
 
 @evaluated

@@ -216,7 +216,7 @@ def continuity(inputs: Tensor, representation: Tensor, *, neighbours: int = 10) 
 def local_distortion(inputs: Tensor, representation: Tensor, *, neighbours: int = 10, K: float = 1.0) -> Tensor:
     """Return each point's mean relative change of the distances to its nearest neighbours.
 
-    That is the mean over the ``neighbours`` nearest other inputs, of whichever class, of |K·d_h − d_x| / d_x;
+    That is the mean over the ``neighbours`` nearest other inputs, of whichever class, of ``|K·d_h − d_x| / d_x``;
     0 for an isometry, 1 for a collapse, above 1 for a stretch of more than 2.
 
     Args:

@@ -23,6 +23,7 @@ from isorepro.errors import NotebookError
 from isorepro.progress import clock
 
 PACKAGE = Path(__file__).parent
+"""The folder of the modules that are read."""
 
 _FIGURE = re.compile(r'<figure class="isorepro-figure" id="([^"]+)">')
 

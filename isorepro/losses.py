@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 Form = Literal["raw", "normalised"]
+"""Forms of the isometry term."""
 
 
 def pairwise_distances(points: Tensor, squared_norms: Tensor | None = None) -> Tensor:

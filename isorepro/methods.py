@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, create_model
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, normalize, one_hot, softmax
 
 from isorepro import losses
 from isorepro.errors import Config, InputError, unknown
@@ -38,6 +38,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Switch = Annotated[int, Field(ge=0, le=1)]
 
 DEFAULT = "isometry"
 """The method of the paper."""
@@ -140,6 +141,14 @@ class Batch:
                 generator=self.generator,
             )
 
+    def adversarial(self, **options: Any) -> Tensor:
+        """Return points near the inputs at which the cross-entropy is large; options of :meth:`ascend`."""
+
+        def loss(points: Tensor) -> Tensor:
+            return cross_entropy(self.classify(points), self.labels, reduction="sum")
+
+        return self.ascend(loss, **options)
+
 
 def isometry(batch: Batch) -> Tensor:
     """Cross-entropy: with the config's β, K and form the paper's loss, with β = 0 plain training."""
@@ -157,10 +166,14 @@ def local_isometry(
     start: Annotated[float, Field(gt=0, le=1)] = 1.0,
     warmup: Share = 0.0,
     layer: Annotated[int, Field(ge=-1)] = 0,
+    target: Switch = 1,
 ) -> Tensor:
-    """Cross-entropy + β · mean (K·‖h(x + δ) − h(x)‖ − ‖δ‖)²: isometry where h changes most. Ours.
+    """Cross-entropy + β · mean (K·‖h(x + δ) − h(x)‖ − target·‖δ‖)²: isometry where h changes most. Ours.
 
     δ is found by sign steps that ascend ‖h(x + δ) − h(x)‖² in the L∞ ball; no label is used to find it.
+
+    With target 0 no isometry is asked for: β·K² · mean ‖h(x + δ) − h(x)‖², all of the ball to one point. That is
+    what remains as K → ∞ with c = β·K² held, since β·(K·a − b)² = c·(a − b/K)² → c·a².
 
     Args:
         batch: the batch.
@@ -172,6 +185,7 @@ def local_isometry(
         start: radius of the random start, in units of ε; at 0 itself there is no gradient.
         warmup: share of the training in which ε grows from 0.
         layer: how many layers before the representation h is; -1 takes the logits.
+        target: 1 for lengths that are kept, 0 for K = ∞.
     """
     known = {0: batch.representation, -1: batch.logits}
     h = known[layer] if layer in known else batch.layer(batch.inputs, layer)
@@ -182,7 +196,7 @@ def local_isometry(
 
     points = batch.ascend(change, epsilon=epsilon, steps=steps, step_size=step_size, start=start, warmup=warmup)
     delta = points - batch.inputs
-    penalty = losses.local_isometry(h, batch.layer(points, layer), delta, beta=beta, K=K)
+    penalty = losses.local_isometry(h, batch.layer(points, layer), target * delta, beta=beta, K=K)
     return cross_entropy(batch.logits, batch.labels) + penalty
 
 
@@ -205,12 +219,41 @@ def adversarial(
         start: radius of the random start, in units of ε.
         warmup: share of the training in which ε grows from 0.
     """
-
-    def loss(points: Tensor) -> Tensor:
-        return cross_entropy(batch.classify(points), batch.labels, reduction="sum")
-
-    points = batch.ascend(loss, epsilon=epsilon, steps=steps, step_size=step_size, start=start, warmup=warmup)
+    points = batch.adversarial(epsilon=epsilon, steps=steps, step_size=step_size, start=start, warmup=warmup)
     return cross_entropy(batch.classify(points), batch.labels)
+
+
+def logit_pairing(
+    batch: Batch,
+    *,
+    beta: NonNegative = 0.5,
+    clean: Share = 0.5,
+    epsilon: NonNegative = 0.1,
+    steps: Count = 7,
+    step_size: Positive = 2.5,
+    start: Share = 1.0,
+    warmup: Share = 0.0,
+) -> Tensor:
+    """Adversarial logit pairing (Kannan et al. 2018): adversarial training with near logits z of x and of x'.
+
+    clean · CE(x) + (1 − clean) · CE(x') + β · mean (z(x) − z(x'))², the mean over examples and classes; x' is the
+    adversarial example of :func:`adversarial`, which this is for clean = β = 0. Weight and share are those of
+    their code for ImageNet.
+
+    Args:
+        batch: the batch.
+        beta: weight of the pairing.
+        clean: share of the cross-entropy that is taken on the inputs as they are.
+        epsilon: radius of the L∞ ball.
+        steps: steps of PGD.
+        step_size: in units of ε / steps.
+        start: radius of the random start, in units of ε.
+        warmup: share of the training in which ε grows from 0.
+    """
+    points = batch.adversarial(epsilon=epsilon, steps=steps, step_size=step_size, start=start, warmup=warmup)
+    logits = batch.classify(points)
+    entropies = [cross_entropy(found, batch.labels) for found in (batch.logits, logits)]
+    return clean * entropies[0] + (1 - clean) * entropies[1] + beta * mse_loss(logits, batch.logits)
 
 
 def trades(
@@ -249,6 +292,82 @@ def trades(
     moved = log_softmax(batch.classify(points), 1)
     apart = kl_div(moved, known, reduction="batchmean", log_target=True)
     return cross_entropy(batch.logits, batch.labels) + beta * apart
+
+
+def score(
+    batch: Batch,
+    *,
+    beta: NonNegative = 4.0,
+    epsilon: NonNegative = 0.1,
+    steps: Count = 7,
+    step_size: Positive = 2.5,
+    start: Annotated[float, Field(gt=0, le=1)] = 1.0,
+    warmup: Share = 0.0,
+) -> Tensor:
+    """SCORE (Pang et al. 2022): TRADES with squared distances of the predicted probabilities p.
+
+    mean ‖p(x) − y‖² + β · mean ‖p(x + δ) − p(x)‖², y the one-hot label. It stands for local equivariance, in which
+    p(x + δ) may change as the true label does. Weight and start are those of their code.
+
+    Args:
+        batch: the batch.
+        beta: weight of the second term.
+        epsilon: radius of the L∞ ball.
+        steps: steps that ascend the second term.
+        step_size: in units of ε / steps.
+        start: radius of the random start, in units of ε; at 0 itself there is no gradient.
+        warmup: share of the training in which ε grows from 0.
+    """
+    known = softmax(batch.logits, 1)
+    fixed = known.detach()
+
+    def change(points: Tensor) -> Tensor:
+        return (softmax(batch.classify(points), 1) - fixed).square().sum()
+
+    points = batch.ascend(change, epsilon=epsilon, steps=steps, step_size=step_size, start=start, warmup=warmup)
+    apart = (softmax(batch.classify(points), 1) - known).square().sum(1).mean()
+    wrong = (known - one_hot(batch.labels, known.shape[1])).square().sum(1).mean()
+    return wrong + beta * apart
+
+
+def virtual_adversarial(
+    batch: Batch,
+    *,
+    beta: NonNegative = 1.0,
+    epsilon: NonNegative = 0.1,
+    steps: Annotated[int, Field(ge=1)] = 1,
+    xi: Positive = 0.1,
+    signs: Switch = 0,
+) -> Tensor:
+    """Virtual adversarial training (Miyato et al. 2016): cross-entropy + β · mean KL(p(x) ‖ p(x + r)), p(x) fixed.
+
+    r = ε·√D·d, d the unit vector along which the divergence grows fastest. Power iteration finds it from a random
+    one: d ← ∇KL(p(x) ‖ p(x + ξ·d)) / ‖∇KL‖, which tends to the first eigenvector of the Fisher matrix
+    Jᵀ(diag p − p·pᵀ)J, J = ∂ logits / ∂ x. No label is used to find r.
+
+    Args:
+        batch: the batch.
+        beta: weight of the divergence, λ in their paper.
+        epsilon: root mean square of the D values of r, so that r is as long as the way to a corner of the L∞
+            ball; their 2.1 on MNIST is ε = 0.075.
+        steps: of the power iteration.
+        xi: length of the step ξ; their 10⁻⁶ drowns in the rounding of float32.
+        signs: 1 for r = ε · sign d, a corner of the L∞ ball, as their code has it too.
+    """
+    known = log_softmax(batch.logits, 1).detach()
+
+    def divergence(points: Tensor) -> Tensor:
+        return kl_div(log_softmax(batch.classify(points), 1), known, reduction="sum", log_target=True)
+
+    d = torch.randn(batch.inputs.shape, dtype=batch.inputs.dtype, generator=batch.generator)
+    d = normalize(d.to(batch.inputs.device).flatten(1))
+    with torch.enable_grad(), frozen(batch.model):
+        for _ in range(steps):
+            points = (batch.inputs + xi * d.view_as(batch.inputs)).requires_grad_()
+            d = normalize(torch.autograd.grad(divergence(points), points)[0].flatten(1))
+    r = epsilon * (d.sign() if signs else math.sqrt(d.shape[1]) * d)
+    points = (batch.inputs + r.view_as(batch.inputs)).clamp_(*batch.bounds)
+    return cross_entropy(batch.logits, batch.labels) + beta / len(points) * divergence(points)
 
 
 def jacobian(batch: Batch, *, beta: NonNegative = 0.01, projections: Count = 1) -> Tensor:
@@ -305,7 +424,7 @@ METHODS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         function.__name__: function
         for function in (
-            *(isometry, local_isometry, adversarial, trades),
+            *(isometry, local_isometry, adversarial, trades, score, logit_pairing, virtual_adversarial),
             *(jacobian, orthogonal, noise, weight_decay),
         )
     }

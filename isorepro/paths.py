@@ -16,8 +16,13 @@ from pathlib import Path
 from isorepro.errors import InputError
 
 ROOT = Path(os.environ.get("ISOREPRO_ROOT", Path(__file__).resolve().parents[1]))
+"""The repository, or the folder that ``ISOREPRO_ROOT`` names."""
+
 DATA = ROOT / "data"
+"""Archives, and the published tables."""
+
 PACKAGE = Path(__file__).resolve().parent
+"""The folder of this package."""
 
 MARK = ".isorepro"
 """The file in which a folder says what in it is ours."""
@@ -265,6 +270,7 @@ _IGNORED = {
 CACHES = {
     *("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"),
 }
+"""Environment variables that name a library's cache or settings."""
 
 
 def surroundings() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib
 import json
 import re
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import nbformat
 import yaml
@@ -19,25 +20,16 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from isorepro import paths
 from isorepro.errors import Count as Count
-from isorepro.errors import InputError, NotNegative, Positive, first_fault, unknown
+from isorepro.errors import InputError, Positive, first_fault, unknown
+from isorepro.project import project
 
 NOTEBOOKS = paths.ROOT / "notebooks"
+"""The folder of the notebooks."""
+
 PROFILES = NOTEBOOKS / "profiles"
+"""The folder of the profiles."""
 
 Value = TypeVar("Value")
-
-SIZES = {
-    "mnist": {"classes": 10, "train": 60_000, "test": 10_000},
-    "mnist_validation": {"classes": 10, "train": 50_000, "test": 10_000},
-    "fashion_mnist": {"classes": 10, "train": 60_000, "test": 10_000},
-    "cifar10": {"classes": 10, "train": 50_000, "test": 10_000},
-    "linked_rings": {"classes": 2, "train": 200, "test": 400},
-    "torus": {"classes": 8, "train": 1600, "test": 1600},
-    "paper_torus": {"classes": 8, "train": 1600, "test": 1600},
-    "paper_torus_16": {"classes": 8, "train": 256, "test": 256},
-    "two_moons": {"classes": 2, "train": 200, "test": 400},
-}
-"""Of each dataset a notebook takes the number of classes and of examples, so that it need not be loaded."""
 
 
 def where(rule: str) -> AfterValidator:
@@ -65,29 +57,9 @@ def among(name: str, *others: float) -> AfterValidator:
     return AfterValidator(check)
 
 
-def subset(dataset: str, part: Literal["train", "test"]) -> AfterValidator:
-    """Return what demands the size of a stratified subset (:func:`isorepro.data.stratified_indices`).
+def rule(fulfilled: Callable[[Any], bool], wanted: str) -> AfterValidator:
+    """Return what demands that a value fulfil a rule, told as "must ``wanted``"."""
 
-    Args:
-        dataset: name of a dataset, or of the parameter above that holds it.
-        part: of its examples.
-    """
-
-    def check(size: int, info: ValidationInfo) -> int:
-        _fits(size, (info.context or {}).get(dataset, dataset), part)
-        return size
-
-    return AfterValidator(check)
-
-
-def _fits(size: int, dataset: str, part: str) -> None:
-    known = SIZES[dataset.partition(" + ")[0]]  # a perturbed dataset has the size of the plain one
-    classes, whole = known["classes"], known[part]
-    if not (classes <= size <= whole - classes or size == whole):
-        raise ValueError(f"must be from {classes}, one for each class, to {whole - classes}, or all {whole}")
-
-
-def _rule(fulfilled: Callable[[Any], bool], wanted: str) -> AfterValidator:
     def check(value: Value) -> Value:
         if not fulfilled(value):
             raise ValueError(f"must {wanted}")
@@ -96,8 +68,8 @@ def _rule(fulfilled: Callable[[Any], bool], wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _asked(ask: Callable[[Any], object]) -> AfterValidator:
-    """Return what asks the library, which refuses by an InputError."""
+def accepted(ask: Callable[[Any], object]) -> AfterValidator:
+    """Return what asks a function, which refuses a value by an InputError."""
 
     def check(value: Value) -> Value:
         if str(NOTEBOOKS) not in sys.path:
@@ -108,112 +80,35 @@ def _asked(ask: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _settings(given: dict[str, dict[str, Any]]) -> None:
-    from isorepro import comparison
-    from isorepro.training import TrainingConfig
-
-    if given:
-        _flat(comparison.grid(TrainingConfig(), given, [0])[1])
-
-
-def _families(given: list[dict[str, Any]]) -> None:
-    from isorepro import comparison
-    from isorepro.training import TrainingConfig
-
-    for family in given:
-        if [] in family.values() or (isinstance(family.get("options"), dict) and [] in family["options"].values()):
-            raise InputError(f"must not hold an empty list, as in {family}")
-    configs = comparison.expanded(TrainingConfig(), given)
-    _flat(configs)
-    if not any(config.plain for config in configs):
-        raise InputError("must hold {}, cross-entropy, which the others are compared with")
-
-
-def _flat(configs: Sequence[Any]) -> None:
-    from isorepro import corruptions, data
-
-    for config in configs:
-        known = {**data.DATASETS, **corruptions.PERTURBED}
-        if config.dataset not in known:
-            raise unknown("dataset", config.dataset, known)
-        if config.hierarchy:
-            raise InputError("must be flat networks, without a hierarchy")
-        if config.train_size and config.dataset.partition(" + ")[0] in SIZES:
-            try:
-                _fits(config.train_size, config.dataset, "train")
-            except ValueError as error:
-                raise InputError(f"train_size: {error}, not {config.train_size}") from None
-
-
-def _corruptions(given: list[str]) -> None:
-    from isorepro.corruptions import PERTURBED
-
-    known = [name.removeprefix("mnist + ") for name in PERTURBED]
-    for name in given:
-        if name not in known:
-            raise unknown("corruption to train on", name, known)
-
-
-def _partition(classes: int) -> AfterValidator:
-    def check(levels: Any) -> None:
-        from isorepro import hierarchy
-
-        hierarchy.checked(levels, classes)
-
-    return _asked(check)
-
-
-_some = _rule(bool, "not be empty")
-_once = _rule(lambda values: len({*values}) == len(values), "not hold a value twice")
-_rising = _rule(lambda values: values == sorted({*values}), "increase from each to the next")
+NOT_EMPTY = rule(bool, "not be empty")
+"""Demands that a list hold something."""
+DIFFERENT = rule(lambda values: len({*values}) == len(values), "not hold a value twice")
+"""Demands that no two values of a list be equal."""
+RISING = rule(lambda values: values == sorted({*values}), "increase from each to the next")
+"""Demands that each value of a list be larger than the one before."""
 
 Whole = Annotated[int, Field(ge=0, description="a whole number from 0 on")]
 Several = Annotated[int, Field(ge=2, description="a whole number from 2 on")]
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 2³² − 1")]
-Seeds = Annotated[list[Seed], _some, _once, Field(description="different seeds, at least one")]
+Seeds = Annotated[list[Seed], NOT_EMPTY, DIFFERENT, Field(description="different seeds, at least one")]
 Share = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
 Correlation = Annotated[float, Field(ge=-1, le=1, description="a number from −1 to 1")]
 Radius = Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1")]
-Radii = Annotated[list[Radius], _some, _rising, Field(description="radii, each larger than the one before")]
-Positives = Annotated[list[Positive], _some, _once, Field(description="different numbers above 0, at least one")]
-Values = Annotated[list[float], _some, _once, Field(description="different numbers, at least one")]
-L2Radii = Annotated[list[Positive], _some, _rising, Field(description="L2 radii, each larger than the one before")]
-IsometricWeights = Annotated[
-    list[NotNegative], _once, _rule(any, "hold a weight above 0"), Field(description="weights β, one above 0")
+Radii = Annotated[list[Radius], NOT_EMPTY, RISING, Field(description="radii, each larger than the one before")]
+Positives = Annotated[
+    list[Positive], NOT_EMPTY, DIFFERENT, Field(description="different numbers above 0, at least one")
 ]
-Weights = Annotated[
-    list[NotNegative],
-    _once,
-    _rule(lambda betas: 0 in betas and len(betas) > 1, "hold 0 and at least one weight above 0"),
-    Field(description="different weights β: 0, which is cross-entropy, and at least one above 0"),
-]
-TrainImages = Annotated[int, subset("mnist", "train"), Field(description="how many of MNIST’s training images")]
-TestImages = Annotated[int, subset("mnist", "test"), Field(description="how many of MNIST’s test images")]
-TorusPoints = Annotated[int, subset("torus", "test"), Field(description="how many of the torus’s 1,600 points")]
-Forms = Annotated[list[Literal["raw", "normalised"]], _some, _once, Field(description="raw, normalised or both")]
-Digits = Annotated[
-    list[list[list[int]]], _some, _partition(10), Field(description="levels of groups of the classes 0 to 9")
-]
-Pieces = Annotated[
-    list[list[list[int]]], _some, _partition(8), Field(description="levels of groups of the pieces 0 to 7")
-]
-Settings = Annotated[
-    dict[str, dict[str, Any]], _asked(_settings), Field(description="name → fields of a TrainingConfig")
-]
-Families = Annotated[
-    list[dict[str, Any]],
-    _asked(_families),
-    Field(description="fields of TrainingConfigs, a list for several values; one of them {}"),
-]
-Corruptions = Annotated[list[str], _once, _asked(_corruptions), Field(description="names of corruptions")]
-Severities = Annotated[
-    list[Annotated[int, Field(ge=1, le=5)]], _some, _rising, Field(description="whole numbers from 1 to 5")
-]
+Values = Annotated[list[float], NOT_EMPTY, DIFFERENT, Field(description="different numbers, at least one")]
+
+
+def _known() -> dict[str, Any]:
+    """Return what an annotation may name: the content of the module that the project names."""
+    return vars(importlib.import_module(project().parameters))
 
 
 def kinds() -> dict[str, str]:
     """Return the types that annotate parameters, with what each allows."""
-    told = {name: getattr(kind, "__metadata__", ()) for name, kind in globals().items()}
+    told = {name: getattr(kind, "__metadata__", ()) for name, kind in _known().items()}
     return {
         name: part.description
         for name, parts in told.items()
@@ -243,9 +138,9 @@ class Parameter:
             InputError: naming the parameter, the value and what is allowed.
         """
         try:
-            wanted: TypeAdapter[Any] = TypeAdapter(eval(self.annotation, dict(globals())))
+            wanted: TypeAdapter[Any] = TypeAdapter(eval(self.annotation, dict(_known())))
         except (NameError, TypeError, PydanticSchemaGenerationError):
-            known = f"built-in types, Literal and those of isorepro.profiles ({', '.join(kinds())})"
+            known = f"built-in types, Literal and those of {project().parameters} ({', '.join(kinds())})"
             raise InputError(
                 f"{place}: {self.name}: the type '{self.annotation}' is not known: use {known}"
             ) from None

@@ -14,9 +14,12 @@ import pandas as pd
 
 from isorepro import paths
 from isorepro.profiles import Plan
+from isorepro.project import computing
 from isorepro.results import Results
 
 CRATE = "ro-crate-metadata.json"
+"""Name of the file that describes a run."""
+
 UNKNOWN = "unknown"
 """What is told where the system or git, when asked, gives no answer."""
 
@@ -44,9 +47,7 @@ def write(planned: Plan) -> None:
 
 
 def _manifest(planned: Plan, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    import torch
-
-    from isorepro.sweep import library_versions
+    from isorepro.store import library_versions
 
     versions = {"python": platform.python_version(), **library_versions()}
     versions |= {name: version(name) for name in ("matplotlib", "pandas", "papermill")}
@@ -61,7 +62,7 @@ def _manifest(planned: Plan, records: dict[str, dict[str, Any]]) -> dict[str, An
         "processors": os.cpu_count() or UNKNOWN,
         "processor": processor(),
         "threads": 1,  # of every process that computes
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "gpu": computing().gpu() or "none",
         "system": platform.platform(),
         "versions": versions,
         "notebooks": {name: {k: v for k, v in record.items() if k != "files"} for name, record in records.items()},

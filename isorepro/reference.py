@@ -23,6 +23,8 @@ from isorepro.progress import say_left
 from isorepro.results import ID_COLUMN
 
 REFERENCE = paths.DATA / "reference"
+"""The folder of the published tables and of the ledger."""
+
 BY_SEED = "*_by_seed.csv"
 """How the tables of single seeds are called, the only ones compared: the others are made from them."""
 
@@ -40,7 +42,10 @@ TOLD = ("profile", "commit", "written", "processor", "notebooks")
 """What a manifest must tell at least."""
 
 IDENTICAL, WITHIN = "identical", "within tolerance"
+"""What ``verify`` says of a number that did not move."""
+
 MOVED, MISSING, NEW, NOT_RUN, OTHER_COLUMNS = "moved", "missing", "new", "not run", "other columns"
+"""What ``verify`` says of any other number, of a table that only one side has, and of a notebook left out."""
 
 DEVIATIONS = 4.0
 """Standard deviations over the seeds that a mean may differ by. For five seeds and five others that is 6.3

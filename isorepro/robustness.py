@@ -13,7 +13,10 @@ from isorepro.errors import InputError
 from isorepro.training import TrainedModel, dataset_of, resolve_device
 
 CLEAN, FGSM, PGD, ONE_GRADIENT_PGD = "no attack", "FGSM", "PGD", "one-gradient PGD"
+"""Names of the attacks."""
+
 RELEASED, CORRECTED = "as released", "corrected"
+"""Names of the two protocols."""
 
 ATTACK_LIMIT = 0.5
 """From this L∞ radius on every image in [0, 1] can become uniform grey, so that no classifier can beat chance

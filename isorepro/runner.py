@@ -40,7 +40,7 @@ def run(planned: Plan, jobs: int | None = None, place: str | Slurm | None = None
     Args:
         planned: from :func:`isorepro.profiles.plan`.
         jobs: processors to use, by notebooks side by side and by the sweeps of each; None for
-            :func:`isorepro.sweep.default_jobs`.
+            :func:`isorepro.store.default_jobs`.
         place: the cluster that computes the sweeps, from :func:`isorepro.cluster.where`; None for this machine.
 
     Raises:
@@ -67,7 +67,7 @@ def run(planned: Plan, jobs: int | None = None, place: str | Slurm | None = None
 
 def _run_side_by_side(planned: Plan, keys: Mapping[str, str], jobs: int | None, place: str | Slurm | None) -> bool:
     """Run notebooks, those that take longest first; return whether any had to be run by this process."""
-    from isorepro.sweep import check_cluster, default_jobs
+    from isorepro.store import check_cluster, default_jobs
 
     desk = _Desk(planned, keys, jobs or default_jobs())
     with cluster.scheduler(place) as desk.scheduler, ThreadPoolExecutor(desk.jobs) as pool:
@@ -281,7 +281,7 @@ def outdated(planned: Plan) -> list[str]:
 
 def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
     """Return a digest of all that decides a notebook's results: its cells, parameters, our code, versions."""
-    from isorepro.sweep import library_versions
+    from isorepro.store import library_versions
 
     cells = nbformat.read(profiles.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
     texts = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
@@ -300,7 +300,7 @@ def notebook_key(notebook: str, values: Mapping[str, Any]) -> str:
 
 
 ABOUT_RUNNING = (
-    *("profiles", "provenance", "runner", "reference", "claims", "claim_pages", "api_pages", "lineage", "speed"),
+    *("parameters", "profiles", "provenance", "runner", "reference", "claims", "claim_pages", "lineage", "speed"),
     *("book", "cli"),
 )
 """Modules that change no result of a notebook."""

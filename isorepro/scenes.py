@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from isorepro.style import CATEGORIES, CYCLE, DARK_PAGES, GRID, NARROW, WIDE, fix_panels, plotly_template
 
 IntArray = NDArray[np.int_]
+"""An array of integers."""
 
 ELEVATION, AZIMUTH = 24, -62
 """Degrees from which boxes are seen: neither of two linked rings hides the other."""

@@ -19,11 +19,22 @@ RECORD = paths.ROOT / "benchmarks" / "speed.json"
 """What ``make bench`` measured last."""
 
 OURS, RELEASED = "this book", "released design"
+"""The two designs of a training loop that are compared."""
+
 WITH_TERM, WITHOUT_TERM = "with the isometry term", "cross-entropy alone"
+"""The two trainings that are compared."""
+
 STEP, BY_IMAGES, BY_BATCH = "training step", "training step by images", "training step by batch"
+"""Measurements of a training step."""
+
 FGSM_CURVE, PGD_CURVE, AUTOATTACK_CURVE = "FGSM curve", "PGD curve", "AutoAttack curve"
+"""Measurements of an attack's curve."""
+
 METHOD_STEP, ADVERSARIAL = "training step by method", "adversarial training"
+"""The measurement of other training methods, and one of them."""
+
 TORUS_STEP, BY_PROCESSORS, SMOKE = "torus step", "network by processors", "profile smoke"
+"""Measurements of a step on the torus, of trainings in parallel, and of a whole run."""
 
 HOURS = 4
 """Length of an evening."""
@@ -87,6 +98,7 @@ COMPARISONS = (
     ),
     Comparison(SMOKE, "profile smoke", "one processor"),
 )
+"""Everything that is compared."""
 
 
 def load(path: Path = RECORD) -> dict[str, Any]:

@@ -21,6 +21,7 @@ GIVEN, LEARNT, RANDOM = "given", "learnt", "random"
 """The tree of the notebook, the one clustered from the data, and shuffles of the given one."""
 
 STACK, FLAT = "stack", "flat"
+"""Names of a network with a hierarchy and of one without."""
 
 TRAINING, HELD_OUT, INNER = "training points", "held-out points", "held-out, away from cuts"
 """On which points a stack is measured: as the release does, on new ones, and on new ones whose nearest training

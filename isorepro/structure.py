@@ -276,7 +276,7 @@ def cross_section(
     Returns:
         One row per point, row by row from below: first, second (coordinates along the axes), predicted (name of
         the class), input_distance and representation_distance to the prototype, and error, their difference
-        |D_x − K·D_h|. For K a network of the raw form has its own; others have the least-squares one of the
+        ``|D_x − K·D_h|``. For K a network of the raw form has its own; others have the least-squares one of the
         distances within classes of the test points.
 
     Raises:

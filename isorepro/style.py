@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 INK, MUTED, GRID, PAPER = "#1d2733", "#56616d", "#d9dee4", "#ffffff"
+"""Colours of text, of lesser text, of grid lines and of the page."""
+
 HELD, FOOLED = "#0063a6", "#c0430a"
 """Colours of an image that is still classified correctly and of one that fools the network."""
 
@@ -20,8 +22,10 @@ BETWEEN, SURFACE = "#7a3fa0", "#f2f4f7"
 """Colours of what holds in part, and of the ground of code and of every other row of a table."""
 
 FONT = '-apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
+"""Typefaces of text."""
+
 CODE_FONT = 'ui-monospace, "Cascadia Mono", Menlo, Consolas, "Liberation Mono", "DejaVu Sans Mono", monospace'
-"""Typefaces of pages and figures: those the reader's own system is written in.
+"""Typefaces of code. Like those of text, they are what the reader's own system is written in.
 
 Not ``system-ui``, which in some languages is a face without Greek letters of its own.
 """
@@ -33,6 +37,7 @@ SIZES = {"fine": 0.8125, "small": 0.875, "caption": 0.9375, "h4": 1.125, "h3": 1
 # its dark end shows on a light page, its light end on a dark one.
 _PLASMA = mpl.colormaps["plasma"]
 SEQUENCE = [mpl.colors.to_hex(_PLASMA(position)) for position in np.linspace(0.02, 0.6, 12)]
+"""Colours of an ordered quantity, from low to high."""
 
 DARK = {
     INK: "#e4e8ec",
@@ -81,6 +86,7 @@ CYCLE = (
 """Colours of an angle from 0 to 2π, on light and dark pages alike."""
 
 MARKERS = "osD^vP*Xph"
+"""Markers of matplotlib, in the order in which lines take them."""
 
 STRETCH = "PuOr_r"
 """Colour map of a stretch: white for none, the same lightness for as much more and as much less."""
@@ -113,6 +119,7 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none",
     "svg.hashsalt": "isorepro",
 }
+"""Settings of matplotlib for every figure."""
 
 WIDE, NARROW = 8.2, 4.0
 """Widths in inches of a figure in the text column and on a phone."""

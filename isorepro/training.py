@@ -30,6 +30,7 @@ Watch = Callable[[int, Stack], None]
 """A function of an epoch, 0 before the first, and of the network as it is then, which it must leave alone."""
 
 Device = Literal["auto", "cpu", "cuda"]
+"""Where networks are trained."""
 
 
 class TrainingConfig(Config):

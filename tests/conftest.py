@@ -247,8 +247,7 @@ def site(run: Path) -> Iterator[str]:
 
 def pages(run: Path) -> list[str]:
     found = [path.relative_to(run / "book").as_posix() for path in (run / "book").rglob("*.html")]
-    # Of the listings of source, one stands for all.
-    left_out = ("_static", "results", "genindex", "_modules")
-    return sorted(
-        name for name in found if not name.startswith(left_out) or name == "_modules/isorepro/losses.html"
-    )
+    # Of the pages on modules, and of the listings of their source, one stands for all.
+    left_out = ("_static", "results", "genindex", "_modules", "api/")
+    examples = ("_modules/isorepro/losses.html", "api/isorepro.training.html")
+    return sorted(name for name in found if not name.startswith(left_out) or name in examples)

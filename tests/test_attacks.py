@@ -140,6 +140,59 @@ def test_pgd_without_random_start_equals_its_steps_written_out(
     assert ((found - moved).abs() > 1e-6).double().mean() < 1e-3
 
 
+@pytest.mark.parametrize(("layer", "target"), [(0, 1), (-1, 1), (1, 0)])
+def test_pgd_on_local_isometry_equals_its_steps_on_single_images_written_out(
+    trained: TrainedModel, images_and_labels: Images, layer: int, target: int
+) -> None:
+    images, labels = images_and_labels[0][:30], images_and_labels[1][:30]
+    epsilon, steps = 0.1, 4
+    options = {"beta": 0.3, "K": 2.0, "layer": layer, "target": target}
+    found = attacks.local_isometry_pgd(
+        trained.model, images, labels, epsilon=epsilon, steps=steps, seed=3, **options
+    )
+
+    def h(points: Tensor) -> Tensor:
+        # The network's four hidden layers come after its input layer.
+        return trained.model(points) if layer == -1 else trained.model.activations(points)[4 - layer]
+
+    drawn = torch.empty(images.shape).uniform_(-epsilon, epsilon, generator=torch.Generator().manual_seed(3))
+    differ = []
+    for image, label, offset, reached in zip(images.split(1), labels.split(1), drawn, found, strict=True):
+        point = (image + offset).clamp(0, 1)
+        for _ in range(steps):
+            moving = point.clone().requires_grad_()
+            lengths = (h(moving) - h(image)).norm(), (moving - image).norm()
+            loss = nn.functional.cross_entropy(trained.model(moving), label)
+            (loss + 0.3 * (2.0 * lengths[0] - target * lengths[1]) ** 2).backward()
+            point = point + 2.5 * epsilon / steps * moving.grad.sign()
+            point = point.clamp(image - epsilon, image + epsilon).clamp(0, 1)
+        differ.append(((point - reached).abs() > 1e-6).double().mean().item())
+    # Where a gradient is nearly zero its sign depends on rounding.
+    assert sum(differ) / len(differ) < 1e-3
+
+
+def test_pgd_on_local_isometry_is_pgd_without_the_penalty_and_stretches_with_it_alone(
+    trained: TrainedModel, images_and_labels: Images
+) -> None:
+    target, model = (trained.model, *images_and_labels), trained.model
+    attack = partial(attacks.local_isometry_pgd, *target, epsilon=0.1, K=3.0, steps=10)
+    plain = attacks.pgd(*target, epsilon=0.1, steps=10, stop_when_fooled=False)
+    torch.testing.assert_close(attack(beta=0.0), plain, rtol=0, atol=1e-6)
+    images, labels = images_and_labels
+    stretched = attack(beta=1e6, target=0)
+
+    def change(points: Tensor) -> float:
+        return (model.representation(points) - model.representation(images)).norm(dim=1).mean().item()
+
+    assert change(stretched) > change(plain)
+    assert accuracy(model, stretched, labels) < accuracy(model, images, labels) - 0.3
+    for found in (stretched, attack(beta=0.1, layer=-1)):
+        assert (found - images).abs().max() <= 0.1 + 1e-6
+        assert 0 <= found.min() <= found.max() <= 1
+    with pytest.raises(InputError, match="needs a Stack's hidden layers, not Linear"):
+        attacks.local_isometry_pgd(nn.Linear(4, 2), images, labels, epsilon=0.1, beta=1.0, K=1.0)
+
+
 def test_more_starts_fool_no_fewer(trained: TrainedModel, images_and_labels: Images) -> None:
     images, labels = images_and_labels
     rates = [

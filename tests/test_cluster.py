@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import psutil
 import pytest
 import torch
 
-from isorepro import cluster, paths, profiles, runner, structure, sweep
+from isorepro import cluster, paths, profiles, runner, store, structure, sweep
 from isorepro.errors import InputError
 from isorepro.training import TrainedModel, TrainingConfig
 
@@ -92,12 +93,12 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     try:
         made.add_worker("--nthreads", "1")
         made.add_worker("--nthreads", "1")
-        sweep._client(made.address).wait_for_workers(2, timeout=30)
+        store._client(made.address).wait_for_workers(2, timeout=30)
         yield made
     finally:
-        if sweep._client.cache_info().currsize:
-            sweep._client(made.address).close()
-        sweep._client.cache_clear()
+        if store._client.cache_info().currsize:
+            store._client(made.address).close()
+        store._client.cache_clear()
         made.end()
 
 
@@ -135,8 +136,8 @@ def in_time(call: Callable[[], Any], seconds: float = 30) -> Any:
 
 def compute(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Return what a function gives as a sweep of so many equal tasks."""
-    tasks: dict[str, sweep.Task] = {str(number): (function, arguments, {}) for number in range(count)}
-    return [result for _, result in sweep._finished(iter(tasks.items()), count)]
+    tasks: dict[str, store.Task] = {str(number): (function, arguments, {}) for number in range(count)}
+    return [result for _, result in store._finished(iter(tasks.items()), count)]
 
 
 @pytest.mark.slow
@@ -148,15 +149,15 @@ def test_with_a_worker_killed_the_tables_have_the_bits_of_a_run_without_cluster(
         alone = sweep.train_all(CONFIGS, jobs=1)
         table_alone = sweep.measure(alone, structure.measures, jobs=1, test_size=100)
     monkeypatch.setenv(cluster.ADDRESS, machines.address)
-    sweep.check_cluster(machines.address)
-    client = sweep._client(machines.address)
+    store.check_cluster(machines.address)
+    client = store._client(machines.address)
     pids = wait_for(lambda: found if len(found := client.run(os.getpid)) == 2 else None)
     assert set(pids.values()) == set(machines.workers)
     # What a library would share out among processes stays in one.
     assert compute(1, joblib.effective_n_jobs, None) == [1]
     written: list[Path] = []
     killed: list[int] = []
-    write = sweep._write_model
+    write = sweep._MODELS.write
 
     def kills_a_worker_at_work(path: Path, trained: TrainedModel) -> TrainedModel:
         if not written:
@@ -167,7 +168,7 @@ def test_with_a_worker_killed_the_tables_have_the_bits_of_a_run_without_cluster(
         return write(path, trained)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "_write_model", kills_a_worker_at_work)
+        patch.setattr(sweep, "_MODELS", replace(sweep._MODELS, write=kills_a_worker_at_work))
         models = in_time(lambda: sweep.train_all(CONFIGS))
     assert killed
     assert len(written) == len(CONFIGS)
@@ -188,7 +189,7 @@ def test_with_a_worker_killed_the_tables_have_the_bits_of_a_run_without_cluster(
 
 def start_odd_worker(machines: Machines, package: Path, **environment: str) -> tuple[int, str]:
     """Start a worker with another package; return its process id and its address."""
-    client = sweep._client(machines.address)
+    client = store._client(machines.address)
     before = client.scheduler_info()["workers"].keys()
     pid = machines.add_worker("--nthreads", "2", PYTHONPATH=str(package.parent), **environment)
     (address,) = wait_for(lambda: client.scheduler_info()["workers"].keys() - before)
@@ -200,6 +201,7 @@ def test_a_worker_that_would_compute_something_else_is_refused_before_and_in_a_s
     machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = Path(shutil.copytree(paths.ROOT / "isorepro", tmp_path / "isorepro"))
+    shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
     text = (package / "losses.py").read_text()
     assert "mse_loss(d_h, d_x" in text
     (package / "losses.py").write_text(text.replace("mse_loss(d_h, d_x", "mse_loss(d_h, 1 * d_x"))
@@ -210,7 +212,7 @@ def test_a_worker_that_would_compute_something_else_is_refused_before_and_in_a_s
     )
     try:
         with pytest.raises(InputError, match=f"^cluster: {address} {faults}"):
-            sweep.check_cluster(machines.address)
+            store.check_cluster(machines.address)
         monkeypatch.setenv(cluster.ADDRESS, machines.address)
         with pytest.raises(InputError, match=f"^cluster: the worker on .* {faults}"):
             in_time(lambda: compute(20, time.sleep, 0.05))
@@ -225,15 +227,15 @@ def test_a_worker_without_the_code_is_refused_and_does_no_harm_if_it_comes_later
     (tmp_path / "isorepro").mkdir()
     (tmp_path / "isorepro" / "__init__.py").touch()
     # An editable installation would find the modules all the same.
-    for name in ("sweep", "cluster"):
+    for name in ("store", "cluster"):
         missing = f"No module named 'isorepro.{name}'"
         (tmp_path / "isorepro" / f"{name}.py").write_text(f"raise ModuleNotFoundError({missing!r})")
     pid, address = start_odd_worker(machines, tmp_path / "isorepro")
     try:
         with pytest.raises(
-            InputError, match=rf"{address} would not .* \(.*No module named 'isorepro.sweep'.*\): "
+            InputError, match=rf"{address} would not .* \(.*No module named 'isorepro.store'.*\): "
         ):
-            sweep.check_cluster(machines.address)
+            store.check_cluster(machines.address)
         monkeypatch.setenv(cluster.ADDRESS, machines.address)
         assert len(in_time(lambda: compute(20, time.sleep, 0.05))) == 20
     finally:
@@ -252,10 +254,10 @@ def test_a_task_that_fails_fails_the_sweep(machines: Machines, monkeypatch: pyte
     with pytest.raises(ValueError, match="no number"):
         in_time(lambda: compute(1, int, "no number"))
     # The others are not computed for nothing.
-    tasks: dict[str, sweep.Task] = {str(number): (time.sleep, (0.3,), {}) for number in range(30)}
-    client = sweep._client(machines.address)
+    tasks: dict[str, store.Task] = {str(number): (time.sleep, (0.3,), {}) for number in range(30)}
+    client = store._client(machines.address)
     with pytest.raises(ValueError, match="no number"):
-        in_time(lambda: list(sweep._finished(iter({"first": (int, ("no number",), {}), **tasks}.items()), 31)))
+        in_time(lambda: list(store._finished(iter({"first": (int, ("no number",), {}), **tasks}.items()), 31)))
     wait_for(lambda: not any(client.processing().values()), seconds=3)
     # For what fails outside the task joblib alone would wait for ever.
     parallel = joblib.Parallel(backend=cluster.backend(client))
@@ -272,10 +274,10 @@ def test_a_notebook_computes_on_the_cluster_of_its_run(
     (tmp_path / "quick.yml").write_text("tiny: {}\n")
     body = """
 import os
-from isorepro import sweep
+from isorepro import store
 from isorepro.results import Results
 tasks = {"one": (os.getpid, (), {}), "other": (os.getpid, (), {})}
-Results("tiny").numbers(**dict(sweep._finished(iter(tasks.items()), 2)))
+Results("tiny").numbers(**dict(store._finished(iter(tasks.items()), 2)))
 """
     cells = [nbformat.v4.new_code_cell(metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "tiny.ipynb")

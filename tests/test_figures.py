@@ -79,7 +79,7 @@ def test_no_colour_is_written_but_in_the_style() -> None:
     known = {*style.DARK, *style.DARK.values(), *style.CATEGORIES, *style.CYCLE}
     package = paths.ROOT / "isorepro"
     files = [*package.glob("*.js"), *package.glob("*.css"), *(paths.ROOT / "book/_static").iterdir()]
-    files += [package / f"{name}.py" for name in ("results", "claim_pages", "api_pages", "tables", "book")]
+    files += [package / f"{name}.py" for name in ("results", "claim_pages", "tables", "book")]
     assert {"rotatable.js", "book.css", "results.py"} <= {path.name for path in files}
     assert {path.name: hexes(path.read_text()) - known for path in files} == {path.name: set() for path in files}
     assert hexes(style.stylesheet()) <= known

@@ -19,7 +19,7 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from isorepro import attacks, data, ensemble, methods, structure, sweep
+from isorepro import attacks, data, ensemble, methods, store, structure, sweep
 from isorepro.errors import InputError
 from isorepro.methods import METHODS, Batch, Clean, Course, Method
 from isorepro.models import Stack
@@ -30,7 +30,9 @@ HALVES = [[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]]
 IN_A_BALL: dict[str, dict[str, Any]] = {
     "local_isometry": {"steps": 3, "step_size": 2.0},
     "adversarial": {},
+    "logit_pairing": {},
     "trades": {},
+    "score": {},
 }
 
 
@@ -142,12 +144,13 @@ def test_no_label_is_used_to_find_where_distances_change() -> None:
     assert not torch.equal(model.asked[-1], other_model.asked[-1])
 
 
+@pytest.mark.parametrize("target", [0, 1])
 @pytest.mark.parametrize("back", [-1, 0, 1, 2])
-def test_local_isometry_is_its_formula_on_any_layer(back: int) -> None:
+def test_local_isometry_is_its_formula_on_any_layer(back: int, target: int) -> None:
     x = images().double()
     batch, model = batch_of("local_isometry", x)
     model.double()
-    found = methods.local_isometry(batch, beta=0.7, K=2.0, steps=2, epsilon=0.2, layer=back)
+    found = methods.local_isometry(batch, beta=0.7, K=2.0, steps=2, epsilon=0.2, layer=back, target=target)
     start, moved = model.asked[-3], model.asked[-1]
 
     @torch.no_grad()
@@ -159,10 +162,31 @@ def test_local_isometry_is_its_formula_on_any_layer(back: int) -> None:
         return [math.dist(*pair) for pair in zip(h(points).tolist(), h(x).tolist(), strict=True)]
 
     lengths = [math.dist(*pair) for pair in zip(moved.flatten(1).tolist(), x.flatten(1).tolist(), strict=True)]
-    terms = [(2.0 * after - before) ** 2 for after, before in zip(changes(moved), lengths, strict=True)]
+    terms = [(2.0 * after - target * before) ** 2 for after, before in zip(changes(moved), lengths, strict=True)]
     plain = cross_entropy(model(x), batch.labels).item()
     assert found.item() == pytest.approx(plain + 0.7 * np.mean(terms), rel=1e-9)
     assert np.mean(changes(moved)) > 1.2 * np.mean(changes(start))
+
+
+def test_target_0_is_the_limit_of_large_factors_whose_square_times_the_weight_is_held() -> None:
+    x = images().double()
+
+    def loss_and_gradients(K: float, target: int) -> tuple[float, Tensor]:
+        batch, model = batch_of("local_isometry", x)
+        model.double()
+        loss = methods.local_isometry(batch, beta=0.7 / K**2, K=K, steps=2, epsilon=0.2, target=target)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        return loss.item(), torch.cat([gradient.flatten() for gradient in gradients])
+
+    limit, slopes = loss_and_gradients(1.0, 0)
+    assert loss_and_gradients(50.0, 0)[0] == pytest.approx(limit, rel=1e-12)
+    # With a = ‖h(x + δ) − h(x)‖ and b = ‖δ‖ what is missing is c·(b²/K² − 2ab/K), of the order of 1/K.
+    missing = []
+    for K in (1e4, 1e5):
+        loss, gradients = loss_and_gradients(K, 1)
+        missing.append([loss - limit, (gradients - slopes).norm().item() / slopes.norm().item()])
+    assert missing[0][0] < 0 < missing[0][1] < 1e-2
+    np.testing.assert_allclose(np.divide(*missing), 10, rtol=0.01)
 
 
 def test_a_layer_that_is_not_there_is_named() -> None:
@@ -216,6 +240,122 @@ def test_trades_without_its_divergence_is_cross_entropy() -> None:
     plain, without = train(SMALL), train(changed(method="trades", options={"beta": 0.0, "steps": 2}))
     assert same(plain, without)
     assert not same(plain, train(changed(method="trades", options={"beta": 1.0, "steps": 2})))
+
+
+@pytest.mark.parametrize("clean", [0.0, 0.3])
+def test_logit_pairing_is_two_cross_entropies_and_the_mean_squared_difference(clean: float) -> None:
+    x = images().double()
+    batch, model = batch_of("logit_pairing", x)
+    model.double()
+    found = methods.logit_pairing(batch, beta=0.7, clean=clean, epsilon=0.2).item()
+    moved = model.asked[-1]
+    other, other_model = batch_of("adversarial", x)
+    other_model.double()
+    methods.adversarial(other, epsilon=0.2)
+    assert torch.equal(moved, other_model.asked[-1])
+    pairs = list(zip(model(x).tolist(), model(moved).tolist(), batch.labels.tolist(), strict=True))
+    expected = 0.0
+    for before, after, label in pairs:
+        entropies = [math.log(sum(map(math.exp, z))) - z[label] for z in (before, after)]
+        apart = sum((a - b) ** 2 for a, b in zip(before, after, strict=True)) / 4
+        expected += (clean * entropies[0] + (1 - clean) * entropies[1] + 0.7 * apart) / len(pairs)
+    assert found == pytest.approx(expected)
+
+
+def test_logit_pairing_without_pairing_and_clean_images_is_adversarial_training() -> None:
+    without = train(changed(method="logit_pairing", options={"beta": 0.0, "clean": 0.0, "steps": 2}))
+    adversarial = train(changed(method="adversarial", options={"steps": 2}))
+    assert same(without, adversarial)
+    assert not same(adversarial, train(changed(method="logit_pairing", options={"clean": 0.0, "steps": 2})))
+
+
+def test_score_is_squared_distances_that_its_steps_raise() -> None:
+    x = images().double()
+    batch, model = batch_of("score", x)
+    model.double()
+    found = methods.score(batch, beta=3.0, epsilon=0.2).item()
+    p, start, end = (torch.softmax(model(z), 1).tolist() for z in (x, model.asked[0], model.asked[-1]))
+    wrong = [math.dist(row, np.eye(4)[label]) ** 2 for row, label in zip(p, batch.labels.tolist(), strict=True)]
+    apart, at_start = ([math.dist(*pair) ** 2 for pair in zip(p, other, strict=True)] for other in (end, start))
+    assert found == pytest.approx(np.mean(wrong) + 3.0 * np.mean(apart))
+    assert np.mean(apart) > 1.5 * np.mean(at_start)
+
+
+@pytest.mark.parametrize("method", ["score", "virtual_adversarial", "trades"])
+def test_a_network_that_says_the_same_everywhere_is_not_charged_for_moves(method: str) -> None:
+    batch, model = batch_of(method, images())
+    nn.init.zeros_(model.heads[0].get_parameter("weight"))
+    losses = [METHODS[method](batch, beta=beta).item() for beta in (0.0, 5.0)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+class Softmax(Recorder):
+    """A linear map and a softmax."""
+
+    def hidden(self, inputs: Tensor, level: int, *, back: int = 0) -> Tensor:
+        self.asked.append(inputs.detach().clone())
+        return inputs.flatten(1)
+
+    def levels(self, inputs: Tensor, *, apart: bool = False) -> list[tuple[Tensor, Tensor]]:
+        return [(inputs.flatten(1), self.heads[0](inputs.flatten(1)))]
+
+
+def softmax_batch(x: Tensor) -> tuple[Batch, Softmax]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Softmax(36, (4,), width=36, depth=1).double()
+    course = Course.begin(Method.of("virtual_adversarial"), x, 0)
+    return course.batch(0, model, x, torch.arange(len(x)) % 4, Clean(model, x)), model
+
+
+def test_virtual_adversarial_moves_go_along_the_first_eigenvector_of_the_fisher_matrix() -> None:
+    x = images(10).flatten(1).double()
+    batch, model = softmax_batch(x)
+    found = methods.virtual_adversarial(batch, beta=0.7, epsilon=0.002, steps=200, xi=1e-3).item()
+    assert len(model.asked) == 201
+    W, p = model.heads[0].get_parameter("weight"), torch.softmax(model(x), 1)
+    moves, largest = model.asked[-1] - x, []
+    for probabilities, move in zip(p, moves, strict=True):
+        fisher = W.T @ (probabilities.diag() - probabilities.outer(probabilities)) @ W
+        values, vectors = torch.linalg.eigh(fisher)
+        largest.append(values[-1].item())
+        assert abs(move @ vectors[:, -1]).item() == pytest.approx(move.norm().item(), rel=1e-4)
+    np.testing.assert_allclose(moves.norm(dim=1), 0.002 * 6, rtol=1e-9)
+    # To second order the divergence is half the quadratic form of the Fisher matrix.
+    divergence = entropy(p.detach().numpy(), torch.softmax(model(model.asked[-1]), 1).detach().numpy(), axis=1)
+    np.testing.assert_allclose(divergence, 0.5 * 0.012**2 * np.array(largest), rtol=0.01)
+    plain = cross_entropy(model(x), batch.labels).item()
+    assert found == pytest.approx(plain + 0.7 * divergence.mean(), rel=1e-9)
+
+
+def test_virtual_adversarial_training_holds_the_prediction_and_uses_no_label() -> None:
+    x = images(10).flatten(1).double()
+    batch, model = softmax_batch(x)
+    methods.virtual_adversarial(batch, epsilon=0.3).backward()
+    moved, known = model.asked[-1], torch.softmax(model(x), 1).detach()
+    weight = model.heads[0].get_parameter("weight")
+    found = weight.grad
+    by_hand = cross_entropy(model(x), batch.labels) - (known * model(moved).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(found, torch.autograd.grad(by_hand, weight)[0])
+    other, other_model = softmax_batch(x)
+    other = Batch(**vars(other) | {"labels": torch.zeros(10, dtype=torch.int64)})
+    methods.virtual_adversarial(other, epsilon=0.3)
+    assert torch.equal(moved, other_model.asked[-1])
+
+
+def test_virtual_adversarial_moves_by_signs_reach_the_corner_and_images_stay_in_their_range() -> None:
+    for x in (images(), images().flatten(1)):
+        moves = []
+        for signs in (0, 1):
+            batch, model = batch_of("virtual_adversarial", x)
+            methods.virtual_adversarial(batch, epsilon=0.2, signs=signs)
+            moves.append(model.asked[-1] - x)
+            assert x.dim() == 2 or 0 <= model.asked[-1].min() <= model.asked[-1].max() <= 1
+        assert moves[1].abs().max() <= 0.2 + 1e-6
+    # Points in space are not cut off.
+    assert torch.equal(moves[0].sign(), moves[1].sign())
+    torch.testing.assert_close(moves[0].square().mean(1).sqrt(), torch.full((40,), 0.2))
+    torch.testing.assert_close(moves[1].abs(), torch.full((40, 36), 0.2))
 
 
 def frobenius(model: nn.Module, x: Tensor) -> Tensor:
@@ -362,16 +502,25 @@ def test_local_isometry_trains_as_a_bare_loop_does() -> None:
         assert (ours - other).abs().quantile(0.95) > 3e-4
 
 
-def test_adversarial_training_is_as_a_bare_loop_does_it() -> None:
+@pytest.mark.parametrize(("steps", "start", "step_size"), [(2, 0, 1.2), (1, 1, 1.25), (3, 0.5, 2.5), (7, 1, 2.5)])
+def test_adversarial_training_is_as_a_bare_loop_does_it(steps: int, start: float, step_size: float) -> None:
+    """Written out; one step from a random start is FGSM as Wong et al. (2020) train by it."""
+    (seed,) = np.random.SeedSequence((0, 1)).generate_state(1)
+    generator = torch.Generator().manual_seed(int(seed))
+
     def loss(hidden: nn.Module, whole: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         moved = x
-        for _ in range(2):
+        if start:
+            reach = 0.1 * start
+            moved = (x + torch.empty(x.shape).uniform_(-reach, reach, generator=generator)).clamp(0, 1)
+        for _ in range(steps):
             moved = moved.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(cross_entropy(whole(moved), y), moved)
-            moved = (x + (moved + 0.06 * gradient.sign() - x).clamp(-0.1, 0.1)).clamp(0, 1)
+            stepped = moved + 0.1 * step_size / steps * gradient.sign()
+            moved = (x + (stepped - x).clamp(-0.1, 0.1)).clamp(0, 1)
         return cross_entropy(whole(moved.detach()), y)
 
-    options = {"epsilon": 0.1, "steps": 2, "step_size": 1.2, "start": 0}
+    options = {"epsilon": 0.1, "steps": steps, "step_size": step_size, "start": start}
     trained = train(changed(method="adversarial", options=options))
     plain, expected = train(SMALL), by_bare_loop(loss, torch.optim.Adam)
     for ours, bare, other in zip(weights(trained), expected, weights(plain), strict=True):
@@ -626,8 +775,8 @@ def test_a_sweep_of_methods_is_trained_in_workers_kept_and_told_apart(
     here = [train(config) for config in configs]
     # New workers, as if every task took longer than they take to start.
     joblib.externals.loky.get_reusable_executor().shutdown()
-    monkeypatch.setattr(sweep, "_workers_run", [])
-    monkeypatch.setattr(sweep, "START_UP", -1.0)
+    monkeypatch.setattr(store, "_workers_run", [])
+    monkeypatch.setattr(store, "START_UP", -1.0)
     models = sweep.train_all(configs, jobs=2)
     assert all(map(same, models, here))
     kept = sweep.train_all(configs, jobs=2)

@@ -7,6 +7,7 @@ import itertools
 import os
 import pickle
 import re
+import shutil
 import socket
 import struct
 import tarfile
@@ -586,6 +587,7 @@ def reproduce(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str]]
 ) -> Callable[..., tuple[int, str]]:
     """Run the page on CIFAR-10 by the command line; its kernel finds the data in a folder of the test's own."""
+    shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
     monkeypatch.setenv("ISOREPRO_ROOT", str(tmp_path))
     monkeypatch.setenv("ISOREPRO_OUTPUT", str(tmp_path / "output"))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{paths.ROOT}")

@@ -84,7 +84,7 @@ def called(name: str, model: nn.Module, **options: Any) -> Any:
         "targets": (labels + 1) % 4, "epsilon": 0.1, "epsilons": [0.05, 0.1], "beta": 0.1, "K": 2.0, "form": "raw",
         "attack": attacks.fgsm, "objective": attacks.cross_entropy, "evaluation": health.corrected(3),
         "bounds": attacks.PIXELS, "reach": 1.0, "low": torch.zeros(2), "high": torch.ones(2), "resolution": 9,
-        "steps": 3, "refinements": 2, "iterations": 3, "queries": 9,
+        "layer": -1, "steps": 3, "refinements": 2, "iterations": 3, "queries": 9,
     } | options  # fmt: skip
     chosen = {key: values[key] for key, one in parameters.items() if key in values or one.default is one.empty}
     return told(DOORS[name](**chosen))

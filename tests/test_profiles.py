@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import TypeAdapter
 
-from isorepro import cli, data, paths, profiles
+from isorepro import cli, data, parameters, paths, profiles
 from isorepro.errors import InputError
 
 EVERY = [(notebook, name) for notebook in profiles.notebook_names() for name in profiles.parameters(notebook)]
@@ -85,7 +85,7 @@ def test_sizes_that_are_allowed_are_those_of_the_data(name: str) -> None:
     dataset = data.load(name)
     parts: dict[Any, Any] = {"train": dataset.train_labels, "test": dataset.test_labels}
     for part, labels in parts.items():
-        rule: TypeAdapter[Any] = TypeAdapter(Annotated[int, profiles.subset(name, part)])
+        rule: TypeAdapter[Any] = TypeAdapter(Annotated[int, parameters.subset(name, part)])
         few, all_ = len(dataset.classes), len(labels)
         for size in (0, few - 1, few, all_ - few, all_ - few + 1, all_ - 1, all_, all_ + 1):
             refused = []

@@ -54,6 +54,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(profiles, "NOTEBOOKS", notebooks)
     monkeypatch.setattr(profiles, "PROFILES", notebooks / "profiles")
     monkeypatch.setenv("ISOREPRO_OUTPUT", str(tmp_path / "output"))
+    shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
@@ -260,7 +261,7 @@ def test_a_commit_is_that_of_the_code_that_runs_or_unknown(
 SIDE = """
 import time
 from pathlib import Path
-from isorepro.sweep import _allowed
+from isorepro.store import _allowed
 share, folder, patience = _allowed(None), Path("{folder}"), time.time() + {patience}
 from ipykernel.connect import get_connection_info
 known = get_connection_info(unpack=True)
@@ -659,7 +660,7 @@ def test_a_notebook_without_parameters_is_refused(workspace: Path) -> None:
         (
             "count: int",
             "count: Integer",
-            r"count: the type 'Integer' is not known: use built-in types, Literal and those of isorepro.profiles",
+            r"count: the type 'Integer' is not known: use built-in types, Literal and those of isorepro\.param",
         ),
     ],
 )
@@ -704,7 +705,7 @@ EPYC = {
     **{"mnist_robustness": 221.9, "beyond_corruptions": 206, "rings": 41.9, "mnist_explorer": 23.8},
 }
 COSTS = {
-    profile: runner._expected_seconds(profiles.Plan(profile, Path(), {}), profiles.notebook_names())
+    profile: runner._expected_seconds(profiles.Plan(profile, Path(), {}), profiles.plan(profile).notebooks)
     for profile in ("smoke", "quick")
 }
 KEPT = {"torus": 23.9, "beyond_methods": 20, "mnist_hierarchy": 20.1, "evaluation_health": 20, "beyond_search": 18}
@@ -817,6 +818,7 @@ def test_a_damaged_archive_ends_a_run_in_one_line(tmp_path: Path) -> None:
     for folder in ("data", "notebooks"):
         (tmp_path / folder).mkdir()
         subprocess.run(["cp", "-r", str(paths.ROOT / folder), str(tmp_path)], check=True)
+    shutil.copy(paths.ROOT / "pyproject.toml", tmp_path)
     archive = tmp_path / "data/mnist/train-images-idx3-ubyte.gz"
     archive.write_bytes(archive.read_bytes()[:-1000])
     environment = os.environ | {"ISOREPRO_ROOT": str(tmp_path), "ISOREPRO_OUTPUT": str(tmp_path / "output")}

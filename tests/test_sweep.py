@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
-from isorepro import data, ensemble, health, paths, robustness, sources, stacks, sweep
+from isorepro import data, ensemble, health, paths, robustness, sources, stacks, store, sweep
 from isorepro.errors import DataError, InputError
 from isorepro.training import TrainedModel, TrainingConfig, train
 
@@ -121,8 +121,8 @@ def test_hierarchies_that_differ_are_a_column_of_text() -> None:
 
 def in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sweeps with several jobs start workers at once, as if every task took longer than that."""
-    monkeypatch.setattr(sweep, "_workers_run", [])
-    monkeypatch.setattr(sweep, "START_UP", -1.0)
+    monkeypatch.setattr(store, "_workers_run", [])
+    monkeypatch.setattr(store, "START_UP", -1.0)
 
 
 def test_parallel_serial_and_kept_networks_have_the_same_bits(
@@ -257,16 +257,16 @@ def test_a_sweep_says_how_many_results_were_kept(
     cache: Path, timed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kept").touch()
-    monkeypatch.setenv(sweep.KEPT, str(tmp_path / "kept"))
-    monkeypatch.setenv(sweep.BEGAN, "0")
+    monkeypatch.setenv(store.KEPT, str(tmp_path / "kept"))
+    monkeypatch.setenv(store.BEGAN, "0")
     first = sweep.train_all(CONFIGS[:1], jobs=1)
     sweep.train_all(CONFIGS, jobs=1)
-    monkeypatch.setenv(sweep.BEGAN, str(time.time_ns()))
+    monkeypatch.setenv(store.BEGAN, str(time.time_ns()))
     measure = functools.partial(sweep.measure, first, timed.takes_long, jobs=1)
     for _ in range(2):
         sweep.train_all(CONFIGS[:1], jobs=1)
         measure()
-        monkeypatch.setenv(sweep.BEGAN, str(time.time_ns()))
+        monkeypatch.setenv(store.BEGAN, str(time.time_ns()))
     told = [line.split() for line in (tmp_path / "kept").read_text().splitlines()]
     assert [line[:2] for line in told] == [["1", "0"], ["4", "1"], ["1", "1"], ["1", "0"], ["1", "1"], ["1", "1"]]
     # What this run made itself, for another notebook, was not saved; what was there before was.
@@ -297,7 +297,7 @@ def test_what_a_session_has_set_moves_no_number(cache: Path) -> None:
 def test_a_worker_that_is_killed_is_told_with_what_to_try(
     cache: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "_workers_run", [0])
+    monkeypatch.setattr(store, "_workers_run", [0])
     models = sweep.train_all(CONFIGS[:2], jobs=1)
     for how, said in ((9, r"signal 9 \(Killed\); .*memory.*--jobs 1.*smaller sizes"), (6, r"signal 6 \(\w+\)")):
         message = rf"^networks measured \(is_killed\): a worker ended with {said}; finished work is kept$"
@@ -331,8 +331,8 @@ def test_two_sweeps_at_once_compute_nothing_twice(cache: Path, monkeypatch: pyte
 def test_what_a_killed_process_was_at_is_free_again(cache: Path) -> None:
     key = sweep.model_key(CONFIGS[0])
     program = (
-        "import sys, time; from isorepro import sweep\n"
-        "lock = sweep._Store('models', 'safetensors', None, None).lock(sys.argv[1]); lock.acquire()\n"
+        "import sys, time; from isorepro import store\n"
+        "lock = store.Store('models', 'safetensors', None, None, None).lock(sys.argv[1]); lock.acquire()\n"
         "print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, key], stdout=subprocess.PIPE, text=True)
@@ -350,10 +350,10 @@ def test_what_a_killed_process_was_at_is_free_again(cache: Path) -> None:
 
 WORKERS = """
 import os, time
-from isorepro import sweep
-sweep.START_UP = -1.0  # as if every task took longer than workers take to start
+from isorepro import store
+store.START_UP = -1.0  # as if every task took longer than workers take to start
 tasks = {str(number): (os.getpid, (), {}) for number in range(4)}
-print(*{pid for _, pid in sweep._finished(iter(tasks.items()), 4, jobs=2)}, flush=True)
+print(*{pid for _, pid in store._finished(iter(tasks.items()), 4, jobs=2)}, flush=True)
 time.sleep(60)
 """
 
@@ -376,11 +376,11 @@ def test_a_sweep_uses_the_processors_it_is_given_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share = tmp_path / "share"
-    monkeypatch.setenv(sweep.SHARE, str(share))
+    monkeypatch.setenv(store.SHARE, str(share))
     in_workers(monkeypatch)
     share.write_text("1")
-    tasks: dict[str, sweep.Task] = {str(number): (os.getpid, (), {}) for number in range(5)}
-    finished = sweep._finished(iter(tasks.items()), 5)
+    tasks: dict[str, store.Task] = {str(number): (os.getpid, (), {}) for number in range(5)}
+    finished = store._finished(iter(tasks.items()), 5)
     assert [next(finished)[1] for _ in range(2)] == [os.getpid()] * 2
     share.write_text("2")
     assert os.getpid() not in {pid for _, pid in finished}
@@ -586,14 +586,14 @@ def test_every_field_and_every_version_is_part_of_the_key(monkeypatch: pytest.Mo
     keys = {sweep.model_key(TrainingConfig(**config.model_dump() | {k: v})) for k, v in other.items()}
     assert len(keys | {sweep.model_key(config)}) == len(other) + 1
     before = sweep.model_key(config)
-    monkeypatch.setattr(sweep, "version", lambda name: "another")
-    sweep.library_versions.cache_clear()
+    monkeypatch.setattr(store, "version", lambda name: "another")
+    store.library_versions.cache_clear()
     assert sweep.model_key(config) != before
-    sweep.library_versions.cache_clear()
+    store.library_versions.cache_clear()
 
 
 def test_a_default_number_of_workers_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(sweep.JOBS, "many")
+    monkeypatch.setenv(store.JOBS, "many")
     with pytest.raises(InputError, match="ISOREPRO_JOBS: must be a whole number above 0, not 'many'"):
         sweep.train_all(CONFIGS[:1])
 
@@ -636,10 +636,10 @@ def test_a_dataset_added_from_outside_is_known_to_workers_and_a_changed_one_is_n
     here = [train(config) for config in configs]
     # New workers, as if every task took longer than they take to start.
     joblib.externals.loky.get_reusable_executor().shutdown()
-    monkeypatch.setattr(sweep, "_workers_run", [])
-    monkeypatch.setattr(sweep, "START_UP", -1.0)
+    monkeypatch.setattr(store, "_workers_run", [])
+    monkeypatch.setattr(store, "START_UP", -1.0)
     models = sweep.train_all(configs, jobs=2)
-    assert sweep._workers_run
+    assert store._workers_run
     assert all(map(same, models, here))
     assert len(sweep.measure(models, robustness.curves, epsilons=EPSILONS, pgd_steps=1, jobs=2)) > 0
 
@@ -870,11 +870,11 @@ def test_a_dataset_that_a_measurement_is_told_by_name_is_part_of_its_key(mine: A
 def test_a_worker_with_other_code_does_not_compute_and_one_with_other_datasets_forgets_them(mine: Any) -> None:
     reach = sources.reach(["points_of_mine"])
     data.DATASETS["torus"] = mine.spots
-    (dataset, faults) = sweep._as_asked(reach, {}, data.load, "torus")
+    (dataset, faults) = store.as_asked(reach, sweep._with_datasets, {}, data.load, "torus")
     assert (dataset.name, faults) == ("torus", [])
     other = {**reach.code, "helper_of_mine": ("another", "code")}
     with pytest.raises(InputError, match=r"^helper_of_mine: other code is loaded"):
-        sweep._as_asked(replace(reach, code=other), {}, len, "ab")
+        store.as_asked(replace(reach, code=other), len, "ab")
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -911,12 +911,12 @@ def test_threads_that_write_a_file_at_once_do_not_take_each_others_draft(
 
 
 def test_short_tasks_stay_in_this_process_and_long_ones_go_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks: dict[str, sweep.Task] = {str(number): (os.getpid, (), {}) for number in range(4)}
-    monkeypatch.setattr(sweep, "_workers_run", [])
-    assert {pid for _, pid in sweep._finished(iter(tasks.items()), 4, jobs=2)} == {os.getpid()}
-    monkeypatch.setattr(sweep, "START_UP", -1.0)  # as if every task took longer than workers take to start
-    assert os.getpid() not in {pid for _, pid in sweep._finished(iter(tasks.items()), 4, jobs=2)}
-    assert sweep._workers_run
+    tasks: dict[str, store.Task] = {str(number): (os.getpid, (), {}) for number in range(4)}
+    monkeypatch.setattr(store, "_workers_run", [])
+    assert {pid for _, pid in store._finished(iter(tasks.items()), 4, jobs=2)} == {os.getpid()}
+    monkeypatch.setattr(store, "START_UP", -1.0)  # as if every task took longer than workers take to start
+    assert os.getpid() not in {pid for _, pid in store._finished(iter(tasks.items()), 4, jobs=2)}
+    assert store._workers_run
 
 
 def test_histories_carry_the_columns_of_their_networks() -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.addnodes import desc_parameter, desc_parameterlist, pending_xref
+from sphinx.addnodes import desc_parameter, desc_parameterlist
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
-from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.fileutil import copy_asset_file
 
@@ -195,23 +193,6 @@ def breakable(html: str) -> str:
     return ADDRESS.sub(lambda address: PART.sub("<wbr>", address[0]), named)
 
 
-def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
-    """Return a module's source and where its names are defined, read from the file: nothing is imported."""
-    path = Path(app.srcdir) / "isorepro" / f"{module.rpartition('.')[2]}.py"
-    analyzer = ModuleAnalyzer.for_file(str(path), module)
-    return analyzer.code, analyzer.find_tags()
-
-
-def resolve_alias(
-    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
-) -> nodes.Element | None:
-    """Link a type in a signature that is an alias, which Sphinx looks for among classes only."""
-    if (node["refdomain"], node["reftype"]) != ("py", "class"):
-        return None
-    python = env.get_domain("py")
-    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", node["reftarget"], node, contnode)
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     # The Jupyter Book extension sets these two values, which their own extensions, left out here, declare.
@@ -223,9 +204,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for node, marks in REWRITTEN.items():
         visit, depart = (rewriting(f"{step}_{node.__name__}", marks) for step in ("visit", "depart"))
         app.add_node(node, override=True, html=(visit, depart))
-    app.connect("missing-reference", resolve_alias)
-    app.setup_extension("sphinx.ext.viewcode")
-    app.connect("viewcode-find-source", source_of)
     app.connect("html-page-context", load_scripts)
     app.connect("html-page-context", wait_for_formulas)
     app.connect("html-page-context", break_lines)
