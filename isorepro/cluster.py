@@ -111,7 +111,7 @@ def where(given: str, options: Path | None = None) -> str | Slurm:
     needed = ["distributed", "dask_jobqueue"] if slurm else ["distributed"]
     for name in needed:
         if importlib.util.find_spec(name) is None:
-            wanted = "pip install -c requirements.lock -e '.[cluster]'"
+            wanted = "pip install -r requirements.lock"
             raise InputError(f"--cluster {given}: {name} is not installed: install it with {wanted}")
     if not slurm:
         return given

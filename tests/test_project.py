@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -15,11 +16,14 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from isorepro import book, claims, cli, paths, profiles
 
 ROOT = paths.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LEAST = PROJECT["requires-python"].removeprefix(">=")
+ITSELF = "--no-deps --no-build-isolation -e ."
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -31,34 +35,90 @@ def tracked() -> list[Path]:
     return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
-def test_environment_has_the_dependencies_of_the_project() -> None:
+def test_environment_has_the_locked_versions() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    (pip,) = (entry["pip"] for entry in environment if isinstance(entry, dict))
-    assert pip[0] == "-c requirements.lock"
-    assert pip[-1] == "-e ."
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["explore"]
-    assert sorted(map(str, map(Requirement, pip[1:-1]))) == sorted(map(str, map(Requirement, wanted)))
-    assert f"python={PROJECT['requires-python'].removeprefix('>=')}" in environment
+    assert [entry for entry in environment if isinstance(entry, dict)] == [{"pip": ["-r requirements.lock"]}]
+    assert f"python={LEAST}" in environment
+    # With hashes, pip installs nothing that has none, such as this repository: that comes after.
+    assert (ROOT / "postBuild").read_text().endswith(f"python -m pip install {ITSELF}\n")
+
+
+def read_lock(name: str) -> dict[str, Requirement]:
+    """The requirements of a lock by their names; a line that is neither one of them nor its hash fails."""
+    text = re.sub(r"^#.*\n", "", (ROOT / name).read_text(), flags=re.MULTILINE)
+    entry = r"(\S+==[^\n]+?)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
+    assert not re.sub(entry, "", text)
+    locked = [Requirement(found) for found, _ in re.findall(entry, text)]
+    by_name = {canonicalize_name(found.name): found for found in locked}
+    assert len(by_name) == len(locked)  # one version for all systems and Pythons
+    return by_name
+
+
+def exact(requirement: Requirement) -> str:
+    (specifier,) = requirement.specifier
+    assert specifier.operator == "=="
+    assert "*" not in specifier.version
+    return specifier.version
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-uv.lock"])
+def test_a_lock_has_hashes_and_names_no_host_and_no_path(name: str) -> None:
+    assert read_lock(name)
+    assert not re.search(r"[/@]|--(?!hash=)", (ROOT / name).read_text())
 
 
 def test_lock_names_an_exact_version_inside_the_range_of_every_dependency() -> None:
-    lines = (ROOT / "requirements.lock").read_text().split()
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._!]+", line) for line in lines)
-    locked = {
-        re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.split("==") for line in lines)
-    }
-    for text in itertools.chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
+    assert list(read_lock("requirements-uv.lock")) == ["uv"]
+    locked = read_lock("requirements.lock")
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    for text in itertools.chain(build, PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
         requirement = Requirement(text)
-        assert locked[re.sub(r"[-_.]+", "-", requirement.name).lower()] in requirement.specifier
+        found = locked[canonicalize_name(requirement.name)]
+        assert exact(found) in requirement.specifier
+        assert found.marker is None  # needed everywhere
 
 
 def test_locked_versions_install_on_every_python_that_the_project_allows() -> None:
-    least = PROJECT["requires-python"].removeprefix(">=") + ".0"
-    locked = {line.partition("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().split()}
+    locked = read_lock("requirements.lock")
     for found in distributions():
-        if found.metadata["Name"].lower() in locked:
+        if canonicalize_name(found.metadata["Name"]) in locked:
             wanted = found.metadata.get("Requires-Python") or ""
-            assert SpecifierSet(wanted).contains(least), f"{found.metadata['Name']} {found.version} needs {wanted}"
+            assert SpecifierSet(wanted).contains(f"{LEAST}.0"), f"{found.metadata['Name']} needs {wanted}"
+    assert f"--python-version {LEAST} --all-extras" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("fails", ["", "getting uv", "uv", "uv and pip"])
+def test_make_installs_by_uv_and_says_so_where_it_must_take_pip(tmp_path: Path, fails: str) -> None:
+    for name in ("pyproject.toml", "requirements.lock", "requirements-uv.lock", ".venv/.isorepro"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    # Programs that write down how they are called.
+    (tmp_path / ".venv/bin").mkdir()
+    for name, bad in {
+        "python": {"getting uv": "*requirements-uv.lock", "uv and pip": "*requirements.lock"}.get(fails, "-"),
+        "uv": "*" if fails.startswith("uv") else "-",
+    }.items():
+        (tmp_path / ".venv/bin" / name).write_text(
+            f"#!/bin/sh\necho {name} $UV_DEFAULT_INDEX $* >> calls\n"
+            f"case $* in *config*) echo \"global.index-url='a mirror'\";; {bad}) exit 1;; esac\n"
+        )
+        (tmp_path / ".venv/bin" / name).chmod(0o755)
+    environment = {name: text for name, text in os.environ.items() if name != "UV_DEFAULT_INDEX"}
+    done = subprocess.run(
+        ["make", "-f", str(ROOT / "Makefile"), "install", f"PYTHON={sys.executable}"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    calls = (tmp_path / "calls").read_text().splitlines()
+    locked = "--require-hashes -r requirements.lock"
+    by_uv = [call for call in calls if call.startswith("uv ")]
+    assert len(by_uv) == (fails != "getting uv")
+    uv = rf"uv a mirror pip install --python \.venv/bin/python .*{locked}"
+    assert all(re.fullmatch(uv, call) for call in by_uv)
+    by_pip = [call for call in calls if call.startswith("python ") and call.endswith(locked)]
+    assert len(by_pip) == done.stdout.count("installing with pip") == bool(fails)
+    # isorepro itself comes last, and only then is the installation done.
+    assert calls[-1].endswith(ITSELF) == (done.returncode == 0) == (fails != "uv and pip")
+    assert (tmp_path / ".venv/.run").exists() == (fails != "uv and pip")
 
 
 def test_readme_and_makefile_name_the_same_commands_and_profiles() -> None:
@@ -133,11 +193,9 @@ def test_notebooks_are_prose_parameters_calls_and_figures(path: Path) -> None:
 
 
 def test_no_registry_and_no_path_of_a_machine_is_named() -> None:
-    forbidden = re.compile(
-        "|".join(
-            ["index" + "-url", "find" + "-links", "pypi" + r"\.org", "/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/"]
-        )
-    )
+    named = ["find" + "-links", "pypi" + r"\.org", "/ro" + "ot/", "/ho" + "me/", "/wo" + "rk/"]
+    # pip's own setting (global.…) may be asked for, not set.
+    forbidden = re.compile("|".join([r"(?<!\.)index" + "-url", *named]))
     for path in tracked():
         if path.suffix in (".gz", ".png"):
             continue
@@ -174,14 +232,15 @@ def test_only_one_module_deletes() -> None:
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("target", ["distclean", "lock", "reproduce"])
 def test_make_deletes_no_environment_that_it_did_not_make(tmp_path: Path, target: str, own: bool) -> None:
-    there = [".venv/lib.py", "_output/thesis.txt", "requirements.lock", "pyproject.toml"]
+    locks = ["requirements.lock", "requirements-uv.lock"]
+    there = [".venv/lib.py", "_output/thesis.txt", "pyproject.toml", *locks]
     for name in (*there, *([] if own else [".venv/.isorepro"])):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     command = ["make", "-f", str(ROOT / "Makefile"), target, "PYTHON=false"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == (target == "distclean")
-    assert (tmp_path / ".venv/lib.py").exists() == (own or target == "reproduce")
+    assert (tmp_path / ".venv/lib.py").exists() == (own or target != "distclean")
     assert bool(re.search(r"make did not make (it: )?\.venv[\n,]", done.stdout)) == own
     assert (tmp_path / "_output/thesis.txt").read_text() == (tmp_path / "requirements.lock").read_text() == "mine"
 
